@@ -1,0 +1,69 @@
+"""Why did my training loss go up?
+
+Train thousands of copies of a problem at once, measure their curvature as they go, and say with numbers why a loss rose.
+Names are loaded when they are first used, so that importing the package costs nothing.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from lossland import curvature, figures, problems
+    from lossland.optimizers import Optimizer
+    from lossland.problems.problem import Problem
+    from lossland.stability.maps import critical_learning_rate, stability_map
+    from lossland.sweeps.execution import run
+    from lossland.sweeps.probes import Probe
+    from lossland.sweeps.store import load
+    from lossland.sweeps.sweep import Outcome, Sweep
+    from lossland.thresholds import threshold
+
+_HOME = {
+    "curvature": "lossland.curvature",
+    "figures": "lossland.figures",
+    "problems": "lossland.problems",
+    "Optimizer": "lossland.optimizers",
+    "Outcome": "lossland.sweeps.sweep",
+    "Probe": "lossland.sweeps.probes",
+    "Problem": "lossland.problems.problem",
+    "Sweep": "lossland.sweeps.sweep",
+    "critical_learning_rate": "lossland.stability.maps",
+    "load": "lossland.sweeps.store",
+    "run": "lossland.sweeps.execution",
+    "stability_map": "lossland.stability.maps",
+    "threshold": "lossland.thresholds",
+}
+
+__all__ = [
+    "Optimizer",
+    "Outcome",
+    "Probe",
+    "Problem",
+    "Sweep",
+    "critical_learning_rate",
+    "curvature",
+    "figures",
+    "load",
+    "problems",
+    "run",
+    "stability_map",
+    "threshold",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Load a public name from the module it lives in (PEP 562)."""
+    if name not in _HOME:
+        raise AttributeError(f"module 'lossland' has no attribute {name!r}; it has {', '.join(__all__)}")
+    module = importlib.import_module(_HOME[name])
+    value = module if _HOME[name] == f"lossland.{name}" else getattr(module, name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

@@ -1,0 +1,148 @@
+"""The command line: `lossland map`, `lossland reproduce`, `lossland status`, `lossland doctor`."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal, Union
+
+import tyro
+
+from lossland import __version__
+from lossland.problems import NAMES
+
+# Nothing above imports jax, so that --help answers at once; commands import what they need when they run.
+
+Values = tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Map:
+    """Train a problem over learning rates and seeds, measure its sharpness, and draw where training is stable.
+
+    Values are written as numbers (0.1 0.3 1), or as LOW:HIGH:COUNT for COUNT values evenly spaced on a log scale.
+    """
+
+    problem: tyro.conf.Positional[str]
+    """One of the bundled problems (listed below)."""
+    learning_rate: Values = ()
+    """Learning rates. Default: 32 values around the one predicted from the sharpness at initialisation."""
+    axis: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """Another axis, NAME=VALUES with commas or LOW:HIGH:COUNT: an argument of the optimizer or of the problem, such as
+    momentum=0,0.9 or scale=0.1:3:16. May be repeated."""
+    optimizer: str = "sgd"
+    """Any optax optimizer, by name."""
+    fix: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """Fix an argument of the optimizer or of the problem, NAME=VALUE. May be repeated."""
+    seeds: int = 16
+    """Number of seeds: starting points at every learning rate."""
+    steps: int = 400
+    """Optimizer steps per run."""
+    every: int | None = None
+    """Record every so many steps. Default: 40 records."""
+    dtype: Literal["float32", "float64"] = "float32"
+    """Precision of parameters and data."""
+    out: Path | None = None
+    """Folder for the runs and figures; the same command again resumes it. Default: runs/PROBLEM."""
+
+    def __call__(self) -> int:
+        from lossland.mapping import map_problem
+
+        return map_problem(self.problem, **{name: value for name, value in vars(self).items() if name != "problem"})
+
+
+@dataclass(frozen=True)
+class Reproduce:
+    """Reproduce reported results: print every number with what was expected, its tolerance, and the verdict.
+
+    Exits with 1 if a number is not reproduced.
+    """
+
+    name: tyro.conf.Positional[str | None] = None
+    """Which target: linear_regression or numpy_mlp. Default: all of them."""
+    json: bool = False
+    """Print a JSON list of objects with keys name, expected, tolerance, measured, verdict."""
+    fast: bool = False
+    """Fewer runs, for a quick check."""
+    out: Path | None = None
+    """Folder for the runs and figures. Default: runs/reproduce."""
+
+    def __call__(self) -> int:
+        from lossland.reproductions import reproduce
+
+        return reproduce(self.name, as_json=self.json, fast=self.fast, out=self.out)
+
+
+@dataclass(frozen=True)
+class Status:
+    """Say what a folder of runs holds: how many runs are done, how many diverged."""
+
+    folder: tyro.conf.Positional[Path]
+    """Folder that `lossland map` or ll.run(..., out=...) wrote."""
+
+    def __call__(self) -> int:
+        import lossland as ll
+
+        runs = ll.load(self.folder)
+        total = runs["status"].size
+        counts = {outcome.name: int((runs["status"] == outcome).sum()) for outcome in ll.Outcome}
+        print(f"{self.folder}: {runs.attrs['title']}, {' × '.join(f'{n} {d}' for d, n in runs['status'].sizes.items())}")
+        for name, count in counts.items():
+            print(f"  {name:<10} {count:>8}  {100 * count / total:5.1f} %")
+        return 0
+
+
+@dataclass(frozen=True)
+class Doctor:
+    """Say which versions and devices lossland would use here."""
+
+    def __call__(self) -> int:
+        import platform
+        from importlib import metadata
+
+        import jax
+
+        print(f"lossland {__version__}, Python {platform.python_version()}")
+        for package in ("jax", "jaxlib", "optax", "flax", "numpy", "xarray", "matplotlib", "scikit-learn"):
+            try:
+                print(f"  {package:<13} {metadata.version(package)}")
+            except metadata.PackageNotFoundError:
+                print(f"  {package:<13} not installed" + (' (pip install "lossland[data]")' if package == "scikit-learn" else ""))
+        for device in jax.local_devices():
+            print(f"  device        {device.platform}: {device.device_kind}")
+        return 0
+
+
+Command = Union[  # noqa: UP007 - tyro reads the names from the annotations
+    Annotated[Map, tyro.conf.subcommand("map", prefix_name=False)],
+    Annotated[Reproduce, tyro.conf.subcommand("reproduce", prefix_name=False)],
+    Annotated[Status, tyro.conf.subcommand("status", prefix_name=False)],
+    Annotated[Doctor, tyro.conf.subcommand("doctor", prefix_name=False)],
+]
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command; return its exit code. Bad input is one line on standard error and exit code 2."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if arguments == ["--version"]:
+        print(f"lossland {__version__}")
+        return 0
+    command = tyro.cli(Command, prog="lossland", description=_description(), args=arguments, config=(tyro.conf.OmitArgPrefixes,))
+    try:
+        return command()
+    except ValueError as error:
+        print(f"lossland: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("lossland: stopped; finished runs are saved, the same command resumes", file=sys.stderr)
+        return 130
+
+
+def _description() -> str:
+    problems = "\n".join(f"  {name}: {text}" for name, (_, text) in NAMES.items())
+    return f"Why did my training loss go up? Stability maps and sharpness of training.\n\nProblems:\n{problems}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

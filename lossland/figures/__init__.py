@@ -1,0 +1,23 @@
+"""Pictures of results: stability maps, loss and sharpness curves, in one house style. The only room that knows matplotlib.
+
+`plot_*(ax, runs)` draws into an axes of the caller's; `*_figure(runs)` composes a whole figure, `save` writes it. No window
+is opened, and no matplotlib setting is left changed.
+"""
+
+from lossland.figures.curves import curves_figure, plot_loss, plot_sharpness
+from lossland.figures.maps import plot_stability_map, stability_map_figure
+from lossland.figures.output import save, save_numbers
+from lossland.figures.reading import boundaries, choose_values, curves
+
+__all__ = [
+    "boundaries",
+    "choose_values",
+    "curves",
+    "curves_figure",
+    "plot_loss",
+    "plot_sharpness",
+    "plot_stability_map",
+    "save",
+    "save_numbers",
+    "stability_map_figure",
+]

@@ -1,0 +1,241 @@
+"""The main job: train a problem over a grid, compare where it turns unstable with what its sharpness predicts, draw it."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import optax
+import xarray as xr
+
+from lossland import figures, problems
+from lossland.optimizers import Optimizer
+from lossland.problems.problem import Problem
+from lossland.stability.maps import OUTCOMES, critical_learning_rate, median_over_seeds, stability_map
+from lossland.sweeps.execution import run
+from lossland.sweeps.store import OccupiedError
+from lossland.sweeps.sweep import Sweep
+from lossland.sweeps.trajectories import sweep_of
+
+NUM_RATES = 32
+NUM_RECORDS = 40
+DECADES = 1.0
+"""A default grid of learning rates spans this many decades on either side of the predicted one."""
+ADAPTIVE_RATES = (1e-4, 1.0)
+"""Default range for optimizers whose stability is not read from the plain Hessian."""
+
+
+def map_problem(
+    name: str,
+    *,
+    learning_rate: Sequence[str] = (),
+    axis: Sequence[str] = (),
+    optimizer: str = "sgd",
+    fix: Sequence[str] = (),
+    seeds: int = 16,
+    steps: int = 400,
+    every: int | None = None,
+    dtype: Any = "float32",
+    out: Path | None = None,
+) -> int:
+    """Run the main job and print its summary; arguments as `lossland map --help` describes them. Returns the exit code.
+
+    Raises:
+        ValueError: naming the argument that is wrong, before anything is trained.
+    """
+    factory = optimizer_named(optimizer)
+    fixed = {key: _number(f"--fix {key}", text) for key, text in map(_assignment, fix)}
+    problem, factory = _fix(problems.named(name), Optimizer(factory), fixed)
+    axes = {key: parse_values(key, [text]) for key, text in map(_assignment, axis)}
+    rates = parse_values("learning_rate", learning_rate) if learning_rate else predicted_rates(problem, factory)
+    sweep = Sweep({"learning_rate": rates, **axes}, seeds, steps, every or max(1, steps // NUM_RECORDS), dtype)
+    folder = _folder(out, name)
+    print(f"{name}: {' × '.join(f'{len(v)} {k}' for k, v in sweep.axes.items())} × {seeds} seeds × {steps} steps", flush=True)
+    began = time.perf_counter()
+    runs, folder = _run(problem, factory, sweep, folder, choose=out is None)
+    seconds = time.perf_counter() - began
+    report = summary(runs)
+    print(format_summary(runs, report, seconds))
+    paths = draw(runs, folder)
+    (folder / "summary.json").write_text(json.dumps(report, indent=1) + "\n")
+    print("figures " + ", ".join(str(path) for path in paths))
+    return 0
+
+
+def optimizer_named(name: str) -> Any:
+    """Return optax's factory of that name.
+
+    Raises:
+        ValueError: if optax has none.
+    """
+    factory = getattr(optax, name, None)
+    if name.startswith("_") or not callable(factory):
+        raise ValueError(f"--optimizer: optax has no optimizer {name!r}; common ones are sgd, adam, adamw, rmsprop, nadam, lion")
+    return factory
+
+
+def parse_values(name: str, texts: Sequence[str]) -> np.ndarray:
+    """Read numbers (0.1 0.3, or 0.1,0.3) and log-spaced ranges LOW:HIGH:COUNT.
+
+    >>> parse_values("learning_rate", ["0.01:1:3"])
+    array([0.01, 0.1 , 1.  ])
+
+    Raises:
+        ValueError: naming the axis and the text that is no number or range.
+    """
+    values: list[float] = []
+    for text in (part for text in texts for part in text.split(",") if part):
+        ends = text.split(":")
+        if len(ends) == 1:
+            values.append(_number(name, text))
+            continue
+        if len(ends) != 3 or not ends[2].isdigit() or int(ends[2]) < 2:
+            raise ValueError(f"{name}: expected a number or LOW:HIGH:COUNT with a count of at least 2, got {text!r}")
+        low, high = _number(name, ends[0]), _number(name, ends[1])
+        if not 0 < low < high:
+            raise ValueError(f"{name}: a log-spaced range needs 0 < LOW < HIGH, got {text!r}")
+        values.extend(np.geomspace(low, high, int(ends[2])))
+    if not values:
+        raise ValueError(f"{name}: expected at least one value")
+    return np.asarray(values)
+
+
+def predicted_rates(problem: Problem, optimizer: Optimizer, num_seeds: int = 4) -> np.ndarray:
+    """Choose learning rates around the one predicted from the sharpness at initialisation, ends rounded to 1, 2 or 5.
+
+    Equation: predicted = threshold x learning rate / sharpness, 2 / sharpness for gradient descent.
+    """
+    if "learning_rate" not in optimizer.argument_names:
+        raise ValueError(f"--optimizer: {optimizer.name} has no argument learning_rate; name its axes with --axis")
+    first = run(
+        problem,
+        optimizer,
+        Sweep({"learning_rate": [1e-3]}, num_seeds, num_steps=1, every=1),
+        ["loss", "sharpness"],
+        progress=False,
+    )
+    if "relative_sharpness" not in first or not np.isfinite(first["threshold"]).all():
+        low, high = ADAPTIVE_RATES
+        return np.geomspace(low, high, NUM_RATES)
+    predicted = float(np.median(1e-3 / first["relative_sharpness"].isel(step=0)))
+    if not (np.isfinite(predicted) and predicted > 0):
+        raise ValueError("--learning-rate: the sharpness at initialisation is not positive, so it predicts no range; give one")
+    return np.geomspace(_round(predicted / 10**DECADES), _round(predicted * 10**DECADES), NUM_RATES)
+
+
+def summary(runs: xr.Dataset) -> dict[str, Any]:
+    """Summarise a map in numbers, as JSON: predicted and measured critical learning rates, share of every outcome.
+
+    Intervals are those of the median over seeds. With more axes than the learning rate, one entry per point of them.
+    """
+    fractions = stability_map(runs)
+    rises, diverges = critical_learning_rate(runs, "rises"), critical_learning_rate(runs, "diverges")
+    others = [dim for dim in rises["median"].dims]
+    entries = []
+    for index in np.ndindex(*(rises.sizes[dim] for dim in others)):
+        place = dict(zip(others, index, strict=True))
+        entry: dict[str, Any] = {str(dim): float(runs[dim][i]) for dim, i in place.items()}
+        if "predicted" in rises:
+            predicted = rises["predicted"].isel(place)
+            sharpness = runs["sharpness"].isel(step=0, learning_rate=0, **place)
+            entry["sharpness_at_initialisation"] = _interval(median_over_seeds(sharpness))
+            entry["predicted_critical_learning_rate"] = _interval(median_over_seeds(predicted))
+            entry["catapult_bound"] = _interval(median_over_seeds(2 * predicted))
+        entry["critical_learning_rate_rises"] = _interval(rises.isel(place))
+        entry["critical_learning_rate_diverges"] = _interval(diverges.isel(place))
+        entries.append(entry)
+    return {
+        "problem": runs.attrs["problem"],
+        "optimizer": runs.attrs["optimizer"],
+        "num_runs": int(runs["status"].size),
+        "coverage": float(rises["coverage"]),
+        "outcomes": {name: float(fractions[name].mean()) for name in OUTCOMES},
+        "maps": entries,
+    }
+
+
+def format_summary(runs: xr.Dataset, report: dict[str, Any], seconds: float) -> str:
+    """Lay the summary out for a terminal, 100 columns wide."""
+    lines = [f"{report['num_runs']} runs of {runs.attrs['title']} in {seconds:.1f} s", ""]
+    rows = (
+        ("sharpness_at_initialisation", "sharpness at initialisation"),
+        ("predicted_critical_learning_rate", "predicted critical learning rate (threshold)"),
+        ("critical_learning_rate_rises", "measured: some step raises the loss"),
+        ("catapult_bound", "catapult bound (2 × predicted)"),
+        ("critical_learning_rate_diverges", "measured: training diverges"),
+    )
+    lines.append(f"{'':<46}{'median':>10}   {report['coverage']:.0%} interval over {runs.sizes['seed']} seeds")
+    for entry in report["maps"]:
+        if place := ", ".join(f"{key} = {value:g}" for key, value in entry.items() if not isinstance(value, list)):
+            lines.append(place)
+        for key, label in rows:
+            if key in entry:
+                middle, low, high = (_edge(value, runs) for value in entry[key])
+                lines.append(f"{label:<46}{middle:>10}   [{low}, {high}]")
+    shares = ", ".join(f"{name.replace('_', ' ')} {share:.0%}" for name, share in report["outcomes"].items())
+    return "\n".join([*lines, "", f"outcomes: {shares}"])
+
+
+def draw(runs: xr.Dataset, folder: Path) -> list[Path]:
+    """Save the stability map and the curves of a sweep as PNG and PDF; returns the paths."""
+    paths = figures.save(figures.stability_map_figure(runs), folder / "stability_map")
+    return [*paths, *figures.save(figures.curves_figure(runs), folder / "curves")]
+
+
+def _run(problem: Problem, optimizer: Optimizer, sweep: Sweep, folder: Path, choose: bool) -> tuple[xr.Dataset, Path]:
+    """Run in the folder; where none was asked for and it holds another sweep, in the next one that is free."""
+    number = 1
+    while True:
+        place = folder if number == 1 else folder.with_name(f"{folder.name}-{number}")
+        try:
+            return run(problem, optimizer, sweep, ["loss", "gradient_norm", "sharpness"], place), place
+        except OccupiedError:
+            if not choose:
+                raise
+            number += 1
+
+
+def _folder(out: Path | None, name: str) -> Path:
+    return Path("runs") / name if out is None else out
+
+
+def _fix(problem: Problem, optimizer: Optimizer, fixed: dict[str, float]) -> tuple[Problem, Optimizer]:
+    mine = {key: value for key, value in fixed.items() if key in problem.arguments}
+    rest = {key: value for key, value in fixed.items() if key not in mine}
+    return (problem.with_arguments(**mine) if mine else problem), optimizer.with_arguments(**rest)
+
+
+def _assignment(text: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not (equals and name and value):
+        raise ValueError(f"expected NAME=VALUE, got {text!r}")
+    return name.replace("-", "_"), value
+
+
+def _number(name: str, text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise ValueError(f"{name}: expected a number, got {text!r}") from None
+
+
+def _round(value: float) -> float:
+    """Nearest of 1, 2, 5 times a power of ten."""
+    power = 10.0 ** np.floor(np.log10(value))
+    return float(f"{min((1, 2, 5, 10), key=lambda digit: abs(np.log(value / (digit * power)))) * power:.1g}")
+
+
+def _interval(found: Any) -> list[float]:
+    return [float(found[name]) for name in ("median", "low", "high")]
+
+
+def _edge(value: float, runs: xr.Dataset) -> str:
+    rates = sweep_of(runs).axes["learning_rate"]
+    if value == 0:
+        return f"< {rates.min():.3g}"
+    return f"> {rates.max():.3g}" if np.isinf(value) else f"{value:.4g}"

@@ -1,0 +1,83 @@
+"""What is trained: synthetic landscapes, bundled data, reported cases, and `Problem` to bring one's own.
+
+Modules are loaded when they are first used: `lossland.problems.reported.numpy_mlp()`. Importing this package imports
+neither jax nor flax, so that the command line can list the problems at once.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from lossland.problems import datasets, flax_modules, networks, problem, reported, synthetic
+    from lossland.problems.problem import Problem
+
+_MODULES = ("datasets", "flax_modules", "networks", "problem", "reported", "synthetic")
+
+NAMES: dict[str, tuple[str, str]] = {
+    "linear_regression": (
+        "lossland.problems.reported:linear_regression",
+        "y = x/2 on x = 1..20, one weight and one bias: the loss of Keras' SGD grows without bound",
+    ),
+    "numpy_mlp": (
+        "lossland.problems.reported:numpy_mlp",
+        "two tanh layers by hand, full batch, on half-moons: a spike at the start",
+    ),
+    "digits": ("lossland.problems.datasets:digits", "scikit-learn's handwritten digits, 1797 x 64, ten classes"),
+    "breast_cancer": (
+        "lossland.problems.datasets:breast_cancer",
+        "scikit-learn's breast-cancer table, 569 x 30, two classes",
+    ),
+    "quadratic": ("lossland.problems.synthetic:quadratic", "a quadratic of chosen eigenvalues"),
+    "chebyshev": ("lossland.problems.synthetic:chebyshev", "a tanh network fits a Chebyshev polynomial at 20 points"),
+    "moons": ("lossland.problems.synthetic:moons", "two interleaving half-moons"),
+    "blobs": ("lossland.problems.synthetic:blobs", "Gaussian blobs, six classes"),
+    "spirals": ("lossland.problems.synthetic:spirals", "interleaving spirals, one class per arm"),
+    "deep_linear": ("lossland.problems.synthetic:deep_linear", "a deep linear network on whitened inputs"),
+    "uv_model": ("lossland.problems.synthetic:uv_model", "f = u.v / sqrt(n), the solvable model of the catapult"),
+}
+"""Problems that have a name on the command line: name -> ("module:function", one line about it)."""
+
+__all__ = [
+    "NAMES",
+    "Problem",
+    "datasets",
+    "flax_modules",
+    "named",
+    "networks",
+    "problem",
+    "reported",
+    "synthetic",
+]
+
+
+def named(name: str, **options: Any) -> Problem:
+    """Build a problem from its name on the command line, with options of its builder.
+
+    Raises:
+        ValueError: if there is no such problem or the builder has no such option; those that exist are listed.
+    """
+    if name not in NAMES:
+        raise ValueError(f"problem: expected one of {', '.join(NAMES)}, got {name!r}")
+    module, _, function = NAMES[name][0].partition(":")
+    builder = getattr(importlib.import_module(module), function)
+    known = inspect.signature(builder).parameters
+    for option in options:
+        if option not in known:
+            raise ValueError(f"problem {name} has no option {option!r}; it has {', '.join(known) or 'none'}")
+    return builder(**options)
+
+
+def __getattr__(name: str) -> Any:
+    """Load a submodule, or `Problem`, at its first use (PEP 562)."""
+    if name in _MODULES:
+        return importlib.import_module(f"{__name__}.{name}")
+    if name == "Problem":
+        return importlib.import_module(f"{__name__}.problem").Problem
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}; it has {', '.join(__all__)}")
+
+
+def __dir__() -> list[str]:
+    return list(__all__)

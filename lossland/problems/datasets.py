@@ -1,0 +1,113 @@
+"""Real data that need no network: tables that scikit-learn ships.
+
+Loss normalisation: mean over examples; "mse" takes the *sum* over outputs and a half, see
+`networks.mlp_classification`. Needs the extra `data`: `pip install "lossland[data]"`.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from lossland.problems.networks import Activation, Loss, mlp_classification
+from lossland.problems.problem import Problem
+
+
+def digits(
+    widths: Sequence[int] = (64,),
+    activation: str | Activation = "tanh",
+    loss: Loss = "cross_entropy",
+    num_examples: int | None = None,
+    seed: int = 0,
+) -> Problem:
+    """Build the classification of scikit-learn's handwritten digits by a multilayer perceptron.
+
+    1797 images of 8 x 8 pixels, grey levels divided by 16 to lie in [0, 1], ten classes. `num_examples` keeps a
+    stratified subsample drawn with `seed`; of two sizes the smaller is part of the larger.
+
+    Hyperparameters: `scale` (1) multiplies the initial weights.
+
+    Raises:
+        ValueError: if scikit-learn is missing, or for more examples than there are.
+    """
+    table = _scikit_learn("load_digits")
+    keep = stratified(table.target, num_examples, seed)
+    return mlp_classification(
+        table.data[keep] / 16.0,
+        table.target[keep],
+        widths=widths,
+        activation=activation,
+        loss=loss,
+        name="digits",
+        description=f"scikit-learn's handwritten digits, {len(keep)} examples, grey levels in [0, 1].",
+    )
+
+
+def breast_cancer(
+    widths: Sequence[int] = (64,),
+    activation: str | Activation = "tanh",
+    loss: Loss = "cross_entropy",
+    num_examples: int | None = None,
+    seed: int = 0,
+) -> Problem:
+    """Build the classification of scikit-learn's breast-cancer table by a multilayer perceptron.
+
+    Wisconsin, diagnostic: 569 examples of 30 features, standardised over all of them to mean 0 and variance 1; labels
+    0 malignant, 1 benign, one output each. `num_examples` keeps a stratified subsample drawn with `seed`.
+
+    Hyperparameters: `scale` (1) multiplies the initial weights.
+
+    Raises:
+        ValueError: if scikit-learn is missing, or for more examples than there are.
+    """
+    features, labels = breast_cancer_table()
+    keep = stratified(labels, num_examples, seed)
+    return mlp_classification(
+        features[keep],
+        labels[keep],
+        widths=widths,
+        activation=activation,
+        loss=loss,
+        name="breast_cancer",
+        description=f"scikit-learn's breast-cancer table, {len(keep)} examples, standardised features.",
+    )
+
+
+def breast_cancer_table() -> tuple[np.ndarray, np.ndarray]:
+    """Load the breast-cancer table: (standardised features `Float32["569 30"]`, labels `Int32["569"]`)."""
+    table = _scikit_learn("load_breast_cancer")
+    standardised = (table.data - table.data.mean(axis=0)) / table.data.std(axis=0)
+    return standardised.astype(np.float32), table.target.astype(np.int32)
+
+
+def stratified(labels: Any, num_examples: int | None, seed: int = 0) -> np.ndarray:
+    """Choose examples so that every class keeps its share: sorted indices `Int["num_examples"]`.
+
+    Each class is shuffled with `seed`; the example of rank r (from 0) among the n of its class stands at (r + 1/2) / n,
+    and those that stand first are taken. Hence shares are as close as whole numbers allow and subsamples are nested.
+
+    Raises:
+        ValueError: unless 1 <= num_examples <= number of labels; None keeps all.
+    """
+    labels = np.asarray(labels)
+    if num_examples is None:
+        return np.arange(labels.size)
+    if not 1 <= num_examples <= labels.size:
+        raise ValueError(f"num_examples: expected 1 to {labels.size}, got {num_examples}")
+    rng = np.random.default_rng(seed)
+    standing = np.empty(labels.size)
+    for label in np.unique(labels):
+        members = rng.permutation(np.flatnonzero(labels == label))
+        standing[members] = (np.arange(members.size) + 0.5) / members.size
+    return np.sort(np.argsort(standing, kind="stable")[:num_examples])
+
+
+def _scikit_learn(loader: str) -> Any:
+    try:
+        module = importlib.import_module("sklearn.datasets")
+    except ImportError as error:
+        raise ValueError('this data comes with scikit-learn, which is missing: pip install "lossland[data]"') from error
+    return getattr(module, loader)()

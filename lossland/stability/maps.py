@@ -1,0 +1,190 @@
+"""Where training is stable: outcomes over a grid, and the learning rate at which they change."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import numpy as np
+import xarray as xr
+
+from lossland.sweeps.sweep import Outcome
+from lossland.sweeps.trajectories import sweep_of
+
+TAIL = 0.1
+"""The end of a run is the median of this last share of its recorded losses."""
+COVERAGE = 0.95
+"""Nominal coverage of intervals over seeds."""
+
+OUTCOMES = {
+    "never_rises": "no step raised the training loss",
+    "rises_and_recovers": "some step raised the training loss, and it ended below where it started",
+    "diverges": "the training loss became non-finite, or ended no lower than it started",
+}
+Event = Literal["diverges", "rises"]
+
+
+def outcomes(runs: xr.Dataset) -> xr.Dataset:
+    """Classify every run: booleans `never_rises`, `rises_and_recovers`, `diverges`, with the dims of `status`.
+
+    A run diverges if its loss became non-finite, or if the median of its last recorded losses is not below the loss
+    at step 0 (a bounded loss never overflows, however useless the run). It rises if any step, recorded or not, raised the
+    loss by more than rounding. Exactly one of the three holds for a run that was computed, none for one that was not.
+
+    Raises:
+        ValueError: if the dataset was not made by `ll.run` with the probe "loss".
+    """
+    sweep_of(runs)
+    if "loss" not in runs:
+        raise ValueError("runs: outcomes are read from the loss; record it with probes=['loss', ...]")
+    computed = runs["status"] != Outcome.not_run
+    num_tail = max(1, math.ceil(TAIL * runs.sizes["step"]))
+    # A run that stopped early has no end; its records there are NaN, which is why status is asked first.
+    end = runs["loss"].isel(step=slice(-num_tail, None)).median("step", skipna=False)
+    lost = (runs["status"] == Outcome.diverged) | ~(end < runs["loss"].isel(step=0, drop=True))
+    rose = runs["first_rise_step"] >= 0
+    kinds = {"never_rises": ~lost & ~rose, "rises_and_recovers": ~lost & rose, "diverges": lost}
+    return xr.Dataset(
+        {
+            name: (flag & computed).drop_vars("step", errors="ignore").assign_attrs(units="1", description=OUTCOMES[name])
+            for name, flag in kinds.items()
+        },
+        attrs=runs.attrs,
+    )
+
+
+def stability_map(runs: xr.Dataset) -> xr.Dataset:
+    """Count outcomes over seeds at every point of the grid.
+
+    Equation: fraction = (seeds with the outcome) / (seeds computed). The three fractions sum to one.
+
+    Returns:
+        Dataset with `never_rises`, `rises_and_recovers`, `diverges` over the hyperparameter axes, `num_runs`, and, where
+        sharpness was recorded, `predicted`: the share of seeds whose sharpness at step 0 exceeds the threshold.
+
+    Raises:
+        ValueError: if the dataset was not made by `ll.run` with the probe "loss".
+    """
+    kinds = outcomes(runs)
+    num_runs = (runs["status"] != Outcome.not_run).sum("seed").assign_attrs(units="1", description="seeds computed")
+    fractions = {
+        name: (kinds[name].sum("seed") / num_runs).assign_attrs(
+            units="1", description=f"fraction of seeds for which {text}"
+        )
+        for name, text in OUTCOMES.items()
+    }
+    stable = xr.Dataset({**fractions, "num_runs": num_runs}, attrs=runs.attrs)
+    if "relative_sharpness" in runs:
+        first = runs["relative_sharpness"].isel(step=0, drop=True)
+        stable["predicted"] = ((first > 1) & np.isfinite(first)).mean("seed").assign_attrs(
+            units="1", description="fraction of seeds whose sharpness at step 0 exceeds the threshold"
+        )
+    return stable
+
+
+def critical_learning_rate(runs: xr.Dataset, event: Event = "diverges") -> xr.Dataset:
+    """Find, seed by seed, the smallest learning rate at which an event happens, and its median with an interval.
+
+    Equation: per seed, sqrt(below x above), the last rate of the grid before the event and the first with it. The
+    interval of the median runs from an order statistic of `below` to one of `above`, chosen so that its binomial coverage is
+    at least 95 %: it assumes nothing about the distribution, and holds what the grid leaves open.
+
+    Args:
+        runs: a sweep with the axis `learning_rate`.
+        event: "diverges", or "rises" (any step raised the loss: divergence included).
+
+    Returns:
+        Dataset over the other axes with `critical_learning_rate`, `below`, `above` (..., seed), `median`, `low`, `high`, `coverage`. A seed
+        without the event on the grid counts as inf, one with it at the smallest rate as 0. `predicted` is the rate at which the
+        sharpness at step 0 equals the threshold (2 / sharpness for gradient descent), where sharpness was recorded;
+        `last_safe_learning_rate` is the largest rate without the event: above the critical one where the boundary is not
+        a single point.
+
+    Raises:
+        ValueError: if there is no such axis, or for an unknown event.
+    """
+    sweep = sweep_of(runs)
+    if "learning_rate" not in sweep.axes or "learning_rate" not in runs.dims:
+        raise ValueError(f"runs: expected an axis 'learning_rate', got {', '.join(map(str, runs['status'].dims))}")
+    kinds = outcomes(runs)
+    if event not in ("diverges", "rises"):
+        raise ValueError(f"event: expected 'diverges' or 'rises', got {event!r}")
+    happened = kinds["diverges"] if event == "diverges" else kinds["diverges"] | kinds["rises_and_recovers"]
+    computed = runs["status"] != Outcome.not_run
+    happened, computed = happened.sortby("learning_rate"), computed.sortby("learning_rate")
+    axis = happened.get_axis_num("learning_rate")
+    rates = happened["learning_rate"].values.astype(float)
+    flags = np.moveaxis(happened.values, axis, -1)
+    known = np.moveaxis(computed.values, axis, -1)
+    any_event, all_event = flags.any(-1), (flags | ~known).all(-1)
+    first = flags.argmax(-1)
+    below = np.where(any_event, np.where(first == 0, 0.0, rates[np.maximum(first - 1, 0)]), rates[-1])
+    above = np.where(any_event, rates[first], np.inf)
+    below, above = (np.where(known.any(-1), bound, np.nan) for bound in (below, above))
+    critical = np.where(np.isinf(above), np.inf, np.sqrt(below * above))
+    safe = flags.shape[-1] - 1 - (known & ~flags)[..., ::-1].argmax(-1)
+    last_safe = np.where(all_event, 0.0, rates[safe])
+    dims = [dim for dim in happened.dims if dim != "learning_rate"]
+    coordinates = {dim: runs[dim] for dim in dims}
+    result = xr.Dataset(
+        {
+            "critical_learning_rate": (dims, critical, {"units": "1", "description": f"smallest rate that {event}, per seed"}),
+            "below": (dims, below, {"units": "1", "description": "last rate of the grid before the critical one"}),
+            "above": (dims, above, {"units": "1", "description": "first rate of the grid past the critical one"}),
+            "last_safe_learning_rate": (dims, last_safe, {"units": "1", "description": "largest rate without the event"}),
+        },
+        coordinates,
+        {**runs.attrs, "event": event},
+    )
+    if "relative_sharpness" in runs:
+        # threshold x learning rate is a constant of the optimizer, so every rate of the grid predicts the same value.
+        first_ratio = runs["relative_sharpness"].isel(step=0, drop=True).where(lambda ratio: ratio > 0)
+        predicted = (runs["learning_rate"] / first_ratio).median("learning_rate")
+        result["predicted"] = predicted.assign_attrs(
+            units="1", description="learning rate at which the sharpness at step 0 equals the threshold"
+        )
+        result["predicted"] = result["predicted"].where(np.isfinite(result["predicted"]), np.inf)
+    middle = median_over_seeds(result["critical_learning_rate"])
+    # What the grid leaves open belongs to the interval: its ends are those of the bracketing rates.
+    result["median"], result["coverage"] = middle["median"], middle["coverage"]
+    result["low"] = median_over_seeds(result["below"])["low"]
+    result["high"] = median_over_seeds(result["above"])["high"]
+    return result
+
+
+def median_over_seeds(values: xr.DataArray) -> dict[str, xr.DataArray]:
+    """Take the median over the dim `seed` with its interval: `median`, `low`, `high`, `coverage`.
+
+    Equation: [low, high] = [x_(k), x_(n+1-k)], the narrowest such pair with 1 - 2 P(Binomial(n, 1/2) < k) at least 95 %;
+    the full range where there are too few seeds for that, with the coverage it has.
+    """
+    count = values.sizes["seed"]
+    ordered = np.sort(values.transpose(..., "seed").values, axis=-1)
+    below = _order_statistic(count)
+    coverage = _binomial_coverage(count, below)
+    dims = [dim for dim in values.dims if dim != "seed"]
+    # The lower middle value: a mean of two could be infinite where a boundary lies off the grid for half of the seeds.
+    picks = {"median": (count - 1) // 2, "low": below, "high": count - 1 - below}
+    about = {"median": "median over seeds", "low": "lower end of the interval of the median", "high": "upper end"}
+    found = {
+        name: xr.DataArray(
+            ordered[..., index], {dim: values[dim] for dim in dims}, dims, attrs={"units": "1", "description": about[name]}
+        )
+        for name, index in picks.items()
+    }
+    found["coverage"] = xr.DataArray(coverage, attrs={"units": "1", "description": "probability that [low, high] holds the median"})
+    return found
+
+
+def _order_statistic(count: int) -> int:
+    """Largest k such that [x_(k), x_(n-1-k)] covers the median with the nominal probability (0: the full range)."""
+    below = 0
+    while below + 1 <= (count - 1) // 2 and _binomial_coverage(count, below + 1) >= COVERAGE:
+        below += 1
+    return below
+
+
+def _binomial_coverage(count: int, below: int) -> float:
+    """Probability that the k-th smallest and k-th largest of n draws enclose the median: 1 - 2 P(Binomial(n, 1/2) <= k)."""
+    tail = sum(math.comb(count, i) for i in range(below + 1)) / 2**count
+    return max(0.0, 1 - 2 * tail)

@@ -1,0 +1,58 @@
+"""Lane width, tile size and workers: fixed before anything runs."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+import jax
+
+ACCELERATOR_BUDGET = 2**32
+"""Bytes of parameters, gradients and optimizer state that one wide chunk may take on an accelerator."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a sweep is laid out on this machine.
+
+    Only `lane_width` decides bits; it is part of the sweep's identity. `chunks_per_tile` is how many kernels one job
+    advances one after another, `workers` how many jobs run at once.
+    """
+
+    lane_width: int
+    chunks_per_tile: int
+    devices: tuple[jax.Device, ...]
+    workers_per_device: int
+
+    @property
+    def runs_per_tile(self) -> int:
+        """Runs that are computed and saved together."""
+        return self.lane_width * self.chunks_per_tile
+
+
+def default_lane_width(platform: str, num_params: int, num_examples: int) -> int:
+    """Choose how many runs one kernel advances, from the platform and the problem's size alone.
+
+    On a CPU a chunk should stay in the second-level cache, and networks fill the vector units alone: one run per kernel
+    is fastest for widths of 32 and more; problems of a few parameters need many lanes to amortise a kernel's dispatch.
+    On accelerators one wide chunk wins, as wide as memory allows. Never depends on the number of runs, so a sweep of
+    one has the bits it has in a sweep of thousands.
+    """
+    work = num_params * num_examples
+    if platform == "cpu":
+        return 128 if work <= 1_000 else 16 if work <= 50_000 else 1
+    per_run = 4 * (8 * num_params + 64 * num_examples)
+    return max(1, min(4096, 2 ** max(0, (ACCELERATOR_BUDGET // per_run).bit_length() - 1)))
+
+
+def make_plan(lane_width: int) -> Plan:
+    """Lay tiles of a given lane width onto the local devices."""
+    devices = tuple(jax.local_devices())
+    on_cpu = devices[0].platform == "cpu"
+    return Plan(
+        lane_width=lane_width,
+        chunks_per_tile=max(4, 16 // lane_width) if on_cpu else 1,
+        devices=devices,
+        # One Python thread per core on a single CPU device is as fast as forced host devices, and needs no flags.
+        workers_per_device=max(1, len(os.sched_getaffinity(0)) // len(devices)) if on_cpu else 1,
+    )

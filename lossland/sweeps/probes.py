@@ -1,0 +1,214 @@
+"""What is measured along the way. A probe reads a training state and returns named numbers; it never changes a run."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.flatten_util import ravel_pytree
+
+from lossland.curvature import lanczos, operators
+from lossland.optimizers import Optimizer
+from lossland.problems.problem import Problem
+
+
+class State(NamedTuple):
+    """One run, before a step: what a probe may read.
+
+    `loss` and `gradient` are the objective and its gradient at `params`, already computed by the training step.
+    """
+
+    step: jax.Array
+    params: Any
+    opt_state: Any
+    loss: jax.Array
+    gradient: Any
+
+
+Lane = Callable[[jax.Array], jax.Array]
+
+
+@dataclass(frozen=True)
+class Probe:
+    """A measurement with its documentation.
+
+    Args:
+        name: what the records call it.
+        measure: `measure(problem, optimizer, state)`, an array or a dict of arrays. `problem` and `optimizer` come with the run's
+            hyperparameters decided: `problem.objective(params)` is the loss over the full data, `optimizer.update` one
+            optax update.
+        units: record name -> units ("1" where there are none).
+        descriptions: record name -> one sentence.
+        dims: record name -> names of the value's own axes, after the step axis.
+        begin: for a probe that keeps a memory between records (a warm start): `begin(problem, params) -> memory`;
+            `measure` then takes `(problem, optimizer, state, memory, any_lane)` and returns `(values, memory)`.
+    """
+
+    name: str
+    measure: Callable[..., Any]
+    units: dict[str, str] = field(default_factory=dict, hash=False)
+    descriptions: dict[str, str] = field(default_factory=dict, hash=False)
+    dims: dict[str, tuple[str, ...]] = field(default_factory=dict, hash=False)
+    begin: Callable[[Problem, Any], Any] | None = None
+
+    def start(self, problem: Problem, params: Any) -> Any:
+        """The memory before the first record, () for a probe without one."""
+        return () if self.begin is None else self.begin(problem, params)
+
+    def __call__(
+        self, problem: Problem, optimizer: Optimizer, state: State, memory: Any, any_lane: Lane
+    ) -> tuple[dict[str, jax.Array], Any]:
+        """Measure once: ({record name: value}, new memory)."""
+        if self.begin is None:
+            values = self.measure(problem, optimizer, state)
+        else:
+            values, memory = self.measure(problem, optimizer, state, memory, any_lane)
+        named = values if isinstance(values, dict) else {self.name: values}
+        return {name: jnp.asarray(value) for name, value in named.items()}, memory
+
+
+def loss_probe() -> Probe:
+    """Build the probe of the training objective over the full data, L(params)."""
+    return Probe(
+        "loss",
+        lambda problem, optimizer, state: state.loss,
+        units={"loss": "1"},
+        descriptions={"loss": "training objective over the full data"},
+    )
+
+
+def gradient_norm_probe() -> Probe:
+    """Build the probe of the Euclidean norm of the full-data gradient, |g| = sqrt(sum g_i^2)."""
+
+    def measure(problem: Problem, optimizer: Optimizer, state: State) -> jax.Array:
+        return jnp.linalg.norm(ravel_pytree(state.gradient)[0])
+
+    return Probe(
+        "gradient_norm",
+        measure,
+        units={"gradient_norm": "1"},
+        descriptions={"gradient_norm": "Euclidean norm of the gradient of the training objective"},
+    )
+
+
+def gradient_curvature_probe() -> Probe:
+    """Build the probe of the curvature along the gradient, g.Hg / g.g: one Hessian product.
+
+    A gradient-descent step of length eta raises the quadratic model of the loss iff this exceeds 2 / eta.
+    """
+
+    def measure(problem: Problem, optimizer: Optimizer, state: State) -> jax.Array:
+        gradient, unravel = ravel_pytree(state.gradient)
+        product, _ = ravel_pytree(operators.hessian(problem.objective, state.params)(unravel(gradient)))
+        return jnp.vdot(gradient, product) / jnp.vdot(gradient, gradient)
+
+    return Probe(
+        "gradient_curvature",
+        measure,
+        units={"gradient_curvature": "1"},
+        descriptions={"gradient_curvature": "curvature of the training objective along its gradient, g.Hg / g.g"},
+    )
+
+
+def sharpness_probe(tol: float = 1e-4, max_matvecs: int = 192) -> Probe:
+    """Build the probe of the sharpness, the largest signed eigenvalue of the Hessian of the full-data objective.
+
+    Equation: sharpness = max over unit v of v.Hv, by Lanczos, started from the top directions of the previous record and
+    stopped when the residual |Hv - sharpness v| is at most `tol` times its magnitude. The residual bounds the distance
+    to the nearest eigenvalue. Beside the value stand `sharpness_residual` (same units), `sharpness_num_matvecs` and
+    `sharpness_converged`. Units: loss / parameter^2.
+    """
+
+    def begin(problem: Problem, params: Any) -> jax.Array:
+        flat, _ = ravel_pytree(params)
+        return jax.random.normal(jax.random.key(0), flat.shape, flat.dtype)
+
+    def measure(problem: Problem, optimizer: Optimizer, state: State, start: jax.Array, any_lane: Lane) -> Any:
+        _, unravel = ravel_pytree(state.params)
+        product = operators.hessian(problem.objective, state.params)
+
+        def matvec(vector: jax.Array) -> jax.Array:
+            return ravel_pytree(product(unravel(vector)))[0]
+
+        top = lanczos.top_eigenpair(matvec, start, tol=tol, max_matvecs=max_matvecs, any_lane=any_lane)
+        values = {
+            "sharpness": top.value,
+            "sharpness_residual": top.residual,
+            "sharpness_num_matvecs": top.num_matvecs,
+            "sharpness_converged": top.converged,
+        }
+        return values, top.next_start
+
+    return Probe(
+        "sharpness",
+        measure,
+        begin=begin,
+        units={
+            "sharpness": "loss / parameter^2",
+            "sharpness_residual": "loss / parameter^2",
+            "sharpness_num_matvecs": "1",
+            "sharpness_converged": "1",
+        },
+        descriptions={
+            "sharpness": "largest signed eigenvalue of the Hessian of the training objective over the full data",
+            "sharpness_residual": "norm of H v - sharpness v: the distance to the nearest eigenvalue is at most this",
+            "sharpness_num_matvecs": "Hessian products spent on this record",
+            "sharpness_converged": f"whether the residual is at most {tol:g} of the sharpness",
+        },
+    )
+
+
+BUILT_IN: dict[str, Callable[[], Probe]] = {
+    "loss": loss_probe,
+    "gradient_norm": gradient_norm_probe,
+    "gradient_curvature": gradient_curvature_probe,
+    "sharpness": sharpness_probe,
+}
+
+
+def as_probes(probes: Iterable[Any]) -> tuple[Probe, ...]:
+    """Turn names, functions and `Probe` objects into probes.
+
+    Raises:
+        ValueError: for a name that is not built in (those that are get listed), a function that cannot take
+            (problem, optimizer, state), or two probes of one name.
+    """
+    if isinstance(probes, str) or callable(probes) or isinstance(probes, Probe):
+        raise ValueError(f"probes: expected a list, got {probes!r}; write probes=[...]")
+    made = tuple(_as_probe(probe) for probe in probes)
+    names = [probe.name for probe in made]
+    if twice := {name for name in names if names.count(name) > 1}:
+        raise ValueError(f"probes: expected distinct names, got {', '.join(sorted(twice))} twice")
+    return made
+
+
+def _as_probe(probe: Any) -> Probe:
+    if isinstance(probe, Probe):
+        return probe
+    if isinstance(probe, str):
+        if probe not in BUILT_IN:
+            raise ValueError(f"probes: no built-in probe {probe!r}; there are {', '.join(BUILT_IN)}, or pass a function")
+        return _built_in(probe)
+    if not callable(probe):
+        raise ValueError(f"probes: expected a name or a function (problem, optimizer, state), got {type(probe).__name__}")
+    try:
+        inspect.signature(probe).bind(None, None, None)
+    except TypeError as error:
+        raise ValueError(
+            f"probes: {getattr(probe, '__name__', probe)!r} must take (problem, optimizer, state): {error}"
+        ) from None
+    name = getattr(probe, "__name__", type(probe).__name__)
+    if not name.isidentifier():  # a lambda
+        raise ValueError("probes: a lambda has no name to record under; use a function, or ll.Probe(name, function)")
+    description = (inspect.getdoc(probe) or "").split("\n")[0]
+    return Probe(name, probe, descriptions={name: description} if description else {})
+
+
+@functools.cache  # one object per name, so that a second sweep finds the first one's compiled program
+def _built_in(name: str) -> Probe:
+    return BUILT_IN[name]()

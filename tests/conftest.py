@@ -1,0 +1,26 @@
+"""Fixtures shared by all tests."""
+
+import jax
+import pytest
+
+
+@pytest.fixture
+def x64():
+    """Double precision inside one test; global settings stay as they are."""
+    with jax.enable_x64(True):
+        yield
+
+
+@pytest.fixture
+def compilations():
+    """Programs compiled by XLA while the test runs: a list that grows by one at each compilation."""
+    events: list[str] = []
+    active = [True]
+
+    def listen(event: str, duration: float, **kwargs: object) -> None:
+        if active[0] and event == "/jax/core/compile/backend_compile_duration":
+            events.append(event)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    yield events
+    active[0] = False
