@@ -120,7 +120,7 @@ def top_eigenpair(
     size = basis_size(num_params, num_vectors, dtype)
     norm = jnp.linalg.norm(start)
     usable = jnp.isfinite(norm) & (norm > 0)
-    unit = jnp.where(usable, start / jnp.where(usable, norm, 1), 0)
+    direction = jnp.where(usable, start / jnp.where(usable, norm, 1), 0)
 
     def step(state: _Cycle) -> _Cycle:
         basis = lax.dynamic_update_index_in_dim(state.basis, state.vector, state.step, 0)
@@ -176,7 +176,7 @@ def top_eigenpair(
         # The bits of the value as seed: new noise at every point of a trajectory, the same in a rerun.
         seed = lax.bitcast_convert_type(value.astype(jnp.float32), jnp.uint32)
         noise = generic_vector(seed, num_params, dtype)
-        fallback = jnp.where(usable, unit, noise)
+        fallback = jnp.where(usable, direction, noise)
         next_start = jnp.where(end.failed, fallback, unit(mixture + _NOISE * noise))
         new = TopEigenpair(
             value=jnp.where(end.failed, jnp.nan, value),
@@ -193,12 +193,12 @@ def top_eigenpair(
     begin = _Solve(
         total=jnp.zeros((), jnp.int32),
         basis=jnp.zeros((size, num_params), dtype),
-        start=unit,
-        pair=TopEigenpair(zero, unit, zero, jnp.zeros((), jnp.int32), jnp.zeros((), bool), unit),
+        start=direction,
+        pair=TopEigenpair(zero, direction, zero, jnp.zeros((), jnp.int32), jnp.zeros((), bool), direction),
         active=jnp.ones((), bool),
     )
     # A start that is zero or not finite must fail in its first product, not converge on the zero vector.
-    begin = begin._replace(start=jnp.where(usable, unit, jnp.nan))
+    begin = begin._replace(start=jnp.where(usable, direction, jnp.nan))
     end = lax.while_loop(lambda solve: any_lane(solve.active) & (solve.total < max_matvecs), cycle, begin)
     return end.pair
 

@@ -43,6 +43,8 @@ MARKERS: dict[str, dict[str, Any]] = {
 }
 ROW = 9.5
 """Points from one row above a map to the next."""
+KEY, GAP = 17, 7
+"""Points that the sample of a key takes with the space after it, and the space between entries."""
 MISSING = {"facecolor": "white", "edgecolor": "#9AA1AC", "hatch": "xxxx"}
 """What was not run is no colour of an outcome."""
 
@@ -128,7 +130,8 @@ def map_title(runs: xr.Dataset) -> str:
     places = [f"{_words(other)} {number(value)}" for value in ends[other].values]
     if clauses[0] == clauses[1]:
         return f"{problem}: diverges {clauses[0]} at {' and '.join(dict.fromkeys(places))}"
-    return f"{problem}: diverges {clauses[0]} at {places[0]}, {clauses[1]} at {places[1]}"
+    second = clauses[1].replace(f"{_words(RATE)} ", "") if _words(RATE) in clauses[0] else clauses[1]
+    return f"{problem}: diverges {clauses[0]} at {places[0]}, {second} at {places[1]}"
 
 
 def map_note(runs: xr.Dataset) -> str:
@@ -233,7 +236,7 @@ def _plot_rows(ax: Axes, found: xr.Dataset, values: np.ndarray) -> int:
             continue
         # Black on a white ground is seen on every colour of the map, in its gaps as well.
         whole = {"transform": ax.get_xaxis_transform(), "zorder": 3}
-        ax.plot([median, median], [0, 1], color="white", linewidth=2.2, alpha=0.9, **whole)
+        ax.plot([median, median], [0, 1], color="white", linewidth=1.9, alpha=0.9, **whole)
         ax.plot([median, median], [0, 1], color=style.INK, linewidth=1.1, linestyle=LINES[name], label=name, **whole)
         ax.plot([median, median], [0, lift], linewidth=0.7, linestyle=LINES[name], transform=at_row, **ink)
         dot = {"transform": at_row, "zorder": 5, "markeredgewidth": 0.8, "label": f"{name} median"}
@@ -339,30 +342,30 @@ def _label_band(
 
 def _plot_key(ax: Axes, entries: list[tuple[Artist, str]], rows: int) -> None:
     """Write samples and names above the map, over the given number of rows, in as many lines as its width asks for."""
-    above, room = points_above(ax), 1.15 * axes_size(ax)[0]
+    above, room = points_above(ax), 1.25 * axes_size(ax)[0]
     lines: list[list[tuple[Artist, str]]] = []
     used = 0.0
     for sample, words in entries:
-        needed = 18 + text_width(words)
+        needed = KEY + text_width(words)
         if not lines or used + needed > room:
             lines.append([])
             used = 0.0
         lines[-1].append((sample, words))
-        used += needed + 10
+        used += needed + GAP
     for row, line in enumerate(reversed(lines)):
         x, y = 0.0, (rows + 1 + row) * ROW
         for sample, words in line:
             if isinstance(sample, Rectangle):
-                sample.set(bounds=(x, y - 3, 15, 6), transform=above, clip_on=False)
+                sample.set(bounds=(x, y - 3, KEY - 3, 6), transform=above, clip_on=False)
                 ax.add_patch(sample)
             elif isinstance(sample, Line2D):
-                sample.set(data=([x, x + 15], [y, y]), transform=above, clip_on=False, solid_capstyle="butt")
+                sample.set(data=([x, x + KEY - 3], [y, y]), transform=above, clip_on=False, solid_capstyle="butt")
                 ax.add_line(sample)
-            text = ax.text(x + 18, y, words, transform=above, ha="left", va="center_baseline", fontsize=style.TEXT)
+            text = ax.text(x + KEY, y, words, transform=above, ha="left", va="center_baseline", fontsize=style.TEXT)
             # One entry holds the line's height; a long line may reach over a colour bar without pushing that away.
             sample.set_in_layout(x == 0)
             text.set_in_layout(x == 0)
-            x += 28 + text_width(words)
+            x += KEY + text_width(words) + GAP
 
 
 def _computed(fractions: xr.Dataset, name: str) -> np.ndarray:

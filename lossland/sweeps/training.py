@@ -215,6 +215,7 @@ def tile_program(
         problem, optimizer, probes, num_steps=num_steps, every=every, dtype=dtype, freeze=freeze, any_lane=any_lane
     )
 
+    @jax.jit  # traced once, for its shapes and for the loop
     def chunk(hyperparameters: dict[str, jax.Array], params: Any, data: Any) -> Any:
         if lane_width > 1:
             return jax.vmap(run, in_axes=(0, 0, None), axis_name="lanes")(hyperparameters, params, data)
