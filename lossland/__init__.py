@@ -1,7 +1,7 @@
 """Why did my training loss go up?
 
-Train thousands of copies of a problem at once, measure their curvature as they go, and say with numbers why a loss rose.
-Names are loaded when they are first used, so that importing the package costs nothing.
+Train thousands of copies of a problem at once, measure their curvature as they go, and say with numbers why a loss
+rose. Names are loaded when they are first used, so that importing the package costs nothing.
 """
 
 from __future__ import annotations

@@ -27,7 +27,8 @@ class Map:
     problem: tyro.conf.Positional[str]
     """One of the bundled problems (listed below)."""
     learning_rate: Values = ()
-    """Learning rates. Default: 32 values around the one predicted from the sharpness at initialisation."""
+    """Learning rates. Default: 32 values from a tenth to a hundred times the one predicted from the sharpness at
+    initialisation."""
     axis: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
     """Another axis, NAME=VALUES with commas or LOW:HIGH:COUNT: an argument of the optimizer or of the problem, such as
     momentum=0,0.9 or scale=0.1:3:16. May be repeated."""
@@ -35,7 +36,10 @@ class Map:
     """Any optax optimizer, by name."""
     fix: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
     """Fix an argument of the optimizer or of the problem, NAME=VALUE. May be repeated."""
-    seeds: int = 16
+    option: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """Set an option of the problem's builder, NAME=VALUE, such as loss=mse or widths=64,64 for digits. May be
+    repeated."""
+    seeds: int = 8
     """Number of seeds: starting points at every learning rate."""
     steps: int = 400
     """Optimizer steps per run."""
@@ -87,7 +91,9 @@ class Status:
         runs = ll.load(self.folder)
         total = runs["status"].size
         counts = {outcome.name: int((runs["status"] == outcome).sum()) for outcome in ll.Outcome}
-        print(f"{self.folder}: {runs.attrs['title']}, {' × '.join(f'{n} {d}' for d, n in runs['status'].sizes.items())}")
+        print(
+            f"{self.folder}: {runs.attrs['title']}, {' × '.join(f'{n} {d}' for d, n in runs['status'].sizes.items())}"
+        )
         for name, count in counts.items():
             print(f"  {name:<10} {count:>8}  {100 * count / total:5.1f} %")
         return 0
@@ -108,7 +114,10 @@ class Doctor:
             try:
                 print(f"  {package:<13} {metadata.version(package)}")
             except metadata.PackageNotFoundError:
-                print(f"  {package:<13} not installed" + (' (pip install "lossland[data]")' if package == "scikit-learn" else ""))
+                print(
+                    f"  {package:<13} not installed"
+                    + (' (pip install "lossland[data]")' if package == "scikit-learn" else "")
+                )
         for device in jax.local_devices():
             print(f"  device        {device.platform}: {device.device_kind}")
         return 0
@@ -128,7 +137,9 @@ def main(arguments: list[str] | None = None) -> int:
     if arguments == ["--version"]:
         print(f"lossland {__version__}")
         return 0
-    command = tyro.cli(Command, prog="lossland", description=_description(), args=arguments, config=(tyro.conf.OmitArgPrefixes,))
+    command = tyro.cli(
+        Command, prog="lossland", description=_description(), args=arguments, config=(tyro.conf.OmitArgPrefixes,)
+    )
     try:
         return command()
     except ValueError as error:

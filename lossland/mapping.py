@@ -1,9 +1,8 @@
-"""The main job: train a problem over a grid, compare where it turns unstable with what its sharpness predicts, draw it."""
+"""The main job: train over a grid, compare where training turns unstable with what sharpness predicts, draw it."""
 
 from __future__ import annotations
 
 import json
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,8 +23,9 @@ from lossland.sweeps.trajectories import sweep_of
 
 NUM_RATES = 32
 NUM_RECORDS = 40
-DECADES = 1.0
-"""A default grid of learning rates spans this many decades on either side of the predicted one."""
+BELOW, ABOVE = 10.0, 100.0
+"""A default grid of learning rates runs from this many times below the predicted one to this many times above it: a
+catapult survives rates far above 2 / sharpness."""
 ADAPTIVE_RATES = (1e-4, 1.0)
 """Default range for optimizers whose stability is not read from the plain Hessian."""
 
@@ -37,6 +37,7 @@ def map_problem(
     axis: Sequence[str] = (),
     optimizer: str = "sgd",
     fix: Sequence[str] = (),
+    option: Sequence[str] = (),
     seeds: int = 16,
     steps: int = 400,
     every: int | None = None,
@@ -50,12 +51,15 @@ def map_problem(
     """
     factory = optimizer_named(optimizer)
     fixed = {key: _number(f"--fix {key}", text) for key, text in map(_assignment, fix)}
-    problem, factory = _fix(problems.named(name), Optimizer(factory), fixed)
+    problem, factory = _fix(problems.named(name, **dict(map(_option, option))), Optimizer(factory), fixed)
     axes = {key: parse_values(key, [text]) for key, text in map(_assignment, axis)}
     rates = parse_values("learning_rate", learning_rate) if learning_rate else predicted_rates(problem, factory)
     sweep = Sweep({"learning_rate": rates, **axes}, seeds, steps, every or max(1, steps // NUM_RECORDS), dtype)
     folder = _folder(out, name)
-    print(f"{name}: {' × '.join(f'{len(v)} {k}' for k, v in sweep.axes.items())} × {seeds} seeds × {steps} steps", flush=True)
+    print(
+        f"{name}: {' × '.join(f'{len(v)} {k}' for k, v in sweep.axes.items())} × {seeds} seeds × {steps} steps",
+        flush=True,
+    )
     began = time.perf_counter()
     runs, folder = _run(problem, factory, sweep, folder, choose=out is None)
     seconds = time.perf_counter() - began
@@ -75,7 +79,9 @@ def optimizer_named(name: str) -> Any:
     """
     factory = getattr(optax, name, None)
     if name.startswith("_") or not callable(factory):
-        raise ValueError(f"--optimizer: optax has no optimizer {name!r}; common ones are sgd, adam, adamw, rmsprop, nadam, lion")
+        raise ValueError(
+            f"--optimizer: optax has no optimizer {name!r}; common ones are sgd, adam, adamw, rmsprop, nadam, lion"
+        )
     return factory
 
 
@@ -89,7 +95,9 @@ def parse_values(name: str, texts: Sequence[str]) -> np.ndarray:
         ValueError: naming the axis and the text that is no number or range.
     """
     values: list[float] = []
-    for text in (part for text in texts for part in text.split(",") if part):
+    for text in ",".join(texts).split(","):
+        if not text:
+            continue
         ends = text.split(":")
         if len(ends) == 1:
             values.append(_number(name, text))
@@ -124,8 +132,10 @@ def predicted_rates(problem: Problem, optimizer: Optimizer, num_seeds: int = 4) 
         return np.geomspace(low, high, NUM_RATES)
     predicted = float(np.median(1e-3 / first["relative_sharpness"].isel(step=0)))
     if not (np.isfinite(predicted) and predicted > 0):
-        raise ValueError("--learning-rate: the sharpness at initialisation is not positive, so it predicts no range; give one")
-    return np.geomspace(_round(predicted / 10**DECADES), _round(predicted * 10**DECADES), NUM_RATES)
+        raise ValueError(
+            "--learning-rate: the sharpness at initialisation is not positive, so it predicts no range; give one"
+        )
+    return np.geomspace(_round(predicted / BELOW), _round(predicted * ABOVE), NUM_RATES)
 
 
 def summary(runs: xr.Dataset) -> dict[str, Any]:
@@ -138,8 +148,8 @@ def summary(runs: xr.Dataset) -> dict[str, Any]:
     others = [dim for dim in rises["median"].dims]
     entries = []
     for index in np.ndindex(*(rises.sizes[dim] for dim in others)):
-        place = dict(zip(others, index, strict=True))
-        entry: dict[str, Any] = {str(dim): float(runs[dim][i]) for dim, i in place.items()}
+        place = dict(zip(map(str, others), index, strict=True))
+        entry: dict[str, Any] = {dim: float(runs[dim][i]) for dim, i in place.items()}
         if "predicted" in rises:
             predicted = rises["predicted"].isel(place)
             sharpness = runs["sharpness"].isel(step=0, learning_rate=0, **place)
@@ -215,6 +225,22 @@ def _assignment(text: str) -> tuple[str, str]:
     if not (equals and name and value):
         raise ValueError(f"expected NAME=VALUE, got {text!r}")
     return name.replace("-", "_"), value
+
+
+def _option(text: str) -> tuple[str, Any]:
+    """Read a builder's option: a number, a word, or several of them with commas."""
+    name, value = _assignment(text)
+    parts = [_word(part) for part in value.split(",") if part]
+    return name, tuple(parts) if "," in value else parts[0]
+
+
+def _word(text: str) -> Any:
+    for convert in (int, float):
+        try:
+            return convert(text)
+        except ValueError:
+            continue
+    return {"true": True, "false": False}.get(text.lower(), text)
 
 
 def _number(name: str, text: str) -> float:

@@ -596,21 +596,12 @@ def _crossings(p: np.ndarray, q: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         forward, backward = rising_p[:, m:] * rising_q[:, :-m], rising_p[:, :-m] * rising_q[:, m:]
         power += (forward - backward).sum(1)[:, None] * chebyshev[m - 1]
         chebyshev.append(2 * np.roll(chebyshev[m], 1) - chebyshev[m - 1])
-    cosine = np.empty((lanes, 0))
-    if size > 1:
-        # A vanishing leading coefficient is a root at infinity: put it far outside [-1, 1] instead.
-        floor = np.maximum(1e-13 * np.abs(power).max(1), np.finfo(float).tiny)
-        leading = np.where(np.abs(power[:, -1]) > floor, power[:, -1], floor)
-        companion = np.zeros((lanes, size - 1, size - 1))
-        companion[:, np.arange(1, size - 1), np.arange(size - 2)] = 1.0
-        companion[:, :, -1] = -power[:, :-1] / leading[:, None]
-        roots = np.linalg.eigvals(companion)
-        cosine = np.where((np.abs(roots.imag) < 1e-6) & (np.abs(roots.real) < 1), roots.real, np.nan)
-        slopes = power[:, 1:] * np.arange(1, size)
-        for _ in range(2):  # Newton, from the companion matrix's accuracy to rounding
-            slope = _evaluate(slopes[:, ::-1], cosine)
-            cosine = cosine - _evaluate(power[:, ::-1], cosine) / np.where(slope != 0, slope, np.inf)
-        cosine = np.where(np.abs(cosine) < 1, cosine, np.nan)
+    power[np.abs(power) <= 1e-13 * np.abs(power).max(1, keepdims=True)] = 0.0
+    cosine = np.full((lanes, size - 1), np.nan)
+    for lane in range(lanes):
+        roots = np.roots(power[lane, ::-1])
+        real = roots[(np.abs(roots.imag) < 1e-6) & (np.abs(roots.real) < 1)].real
+        cosine[lane, : len(real)] = real
     one = np.ones((lanes, 1))
     w = np.concatenate([one, one, -one, cosine + 1j * np.sqrt(1 - cosine**2)], axis=1)
     gain = _evaluate(q, w)
@@ -646,7 +637,30 @@ def _stable_interval(linear: _Linear) -> tuple[np.ndarray, np.ndarray, np.ndarra
     first = curvature.shape[1] - 1 - np.argmax(opens[:, ::-1], axis=1)
     lower = np.where(opens.any(1), curvature[lanes, first], -np.inf)
     exists = closes[lanes, last]
-    return np.where(exists, curvature[lanes, last], np.nan), np.where(exists, lower, np.nan), w[lanes, last]
+    upper, w = np.where(exists, curvature[lanes, last], np.nan), w[lanes, last]
+    rows = np.flatnonzero(exists & (np.imag(w) != 0))
+    upper[rows], w[rows] = _polished(linear.transition[rows], linear.gradient_response[rows], upper[rows])
+    return upper, np.where(exists, lower, np.nan), w
+
+
+def _polished(a: np.ndarray, b: np.ndarray, curvature: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return complex crossings to the accuracy of eigenvalues: polynomials lose digits where multipliers cluster.
+
+    The secant method on the spectral radius; also returned are the multipliers there, imaginary part positive.
+    """
+    points = [curvature * (1 - 1e-4), curvature]
+    values = [_spectral_radius(a, b, point[:, None])[:, 0] - 1 for point in points]
+    for _ in range(8):
+        slope = (values[-1] - values[-2]) / np.where(points[-1] != points[-2], points[-1] - points[-2], np.inf)
+        step = np.clip(values[-1] / np.where(slope != 0, slope, np.inf), -1e-2 * curvature, 1e-2 * curvature)
+        points.append(points[-1] - step)
+        values.append(_spectral_radius(a, b, points[-1][:, None])[:, 0] - 1)
+    best = np.argmin(np.abs(values), axis=0)
+    curvature = np.array(points)[best, np.arange(len(best))]
+    multipliers = np.linalg.eigvals(a + np.einsum("n,ni,j->nij", curvature, b, np.eye(1, a.shape[-1])[0]))
+    outermost = np.argmax(np.abs(multipliers), axis=1)
+    multiplier = multipliers[np.arange(len(outermost)), outermost].astype(complex)
+    return curvature, np.real(multiplier) + 1j * np.abs(np.imag(multiplier))
 
 
 def _limit_cycle(transformation: Any, step: int | None, phases: int = 64, steps: int = 4096) -> tuple[float, float]:

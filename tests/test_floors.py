@@ -41,7 +41,9 @@ def test_every_room_has_a_floor():
     assert {room_of(path) for path in MODULES} - {"__init__"} <= set(LEVEL)
 
 
-@pytest.mark.parametrize("path", [path for path in MODULES if room_of(path) != "__init__"], ids=lambda p: str(p.relative_to(PACKAGE)))
+@pytest.mark.parametrize(
+    "path", [path for path in MODULES if room_of(path) != "__init__"], ids=lambda p: str(p.relative_to(PACKAGE))
+)
 def test_imports_point_down(path):
     own = room_of(path)
     # The command line is the face of the whole house, so it may use the package's own front door.
@@ -61,7 +63,9 @@ def test_matplotlib_is_imported_by_figures_alone():
 
 
 def test_importing_the_package_pulls_in_nothing_heavy():
-    code = "import sys, lossland; print(sorted({'jax','flax','matplotlib','xarray','optax','sklearn'} & set(sys.modules)))"
+    code = (
+        "import sys, lossland; print(sorted({'jax','flax','matplotlib','xarray','optax','sklearn'} & set(sys.modules)))"
+    )
     assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "[]"
 
 

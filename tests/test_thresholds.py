@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import scipy.optimize
 from optax import contrib
 
 import lossland as ll
@@ -259,6 +260,23 @@ def test_complex_onset_oscillates_with_the_certified_period(x64):
     assert np.abs(late[-1000:]).max() / np.abs(late[:1000]).max() == pytest.approx(1, abs=1e-3)
 
 
+@pytest.mark.parametrize(
+    "decays", [(0.9, 0.95), (0.5, 0.6, 0.7), (0.99, 0.98, 0.97, 0.9, 0.8), (0.995, 0.995, 0.99, 0.0)]
+)
+def test_cascade_of_means_obeys_its_phase_condition(decays):
+    """h = -(w - 1) prod (w - b) / (rate prod (1 - b) w) is real and positive: one equation for the angle of w."""
+    angle = scipy.optimize.brentq(
+        lambda t: np.angle(np.exp(1j * t) - 1) + sum(np.angle(1 - b * np.exp(-1j * t)) for b in decays) - np.pi,
+        *(1e-4, np.pi - 1e-4),
+        xtol=1e-15,
+    )
+    w = np.exp(1j * angle)
+    expected = abs(w - 1) * np.prod([abs(w - b) / (1 - b) for b in decays]) / 0.1
+    certificate = ll.threshold(optax.chain(*(optax.ema(b) for b in decays), optax.scale(-0.1)))
+    assert certificate.critical_curvature == pytest.approx(expected, rel=1e-9)
+    assert certificate.period == pytest.approx(2 * np.pi / angle, rel=1e-9)
+
+
 def linear_system(**entries):
     """x <- x - c m - d g with m <- M m + k g, for any matrices, as an optax transformation."""
 
@@ -435,6 +453,18 @@ def on_the_host(gradient):
     return jnp.asarray(np.asarray(gradient) * 0.1)
 
 
+def mean_of_two_moments():
+    """Divides by the geometric mean of two second moments: neither of them is the preconditioner."""
+
+    def update(gradient, moments, params=None):
+        moments = [
+            decay * moment + (1 - decay) * gradient**2 for decay, moment in zip((0.9, 0.99), moments, strict=True)
+        ]
+        return -0.1 * gradient / ((moments[0] * moments[1]) ** 0.25 + 1e-8), moments
+
+    return optax.GradientTransformation(lambda params: [jnp.zeros(1), jnp.zeros(1)], update)
+
+
 def complex_state():
     return optax.GradientTransformation(
         lambda params: jnp.zeros(1, jnp.complex128), lambda g, state, params=None: (-0.1 * state.real, state + 1j * g)
@@ -469,6 +499,7 @@ REFUSED = {
     "distance": (contrib.dowg, {}, r"the distance it has travelled"),
     "largest_gradient": (contrib.cocob, {}, r"the largest gradient seen"),
     "two_moments": (optax.adadelta, {"learning_rate": 0.1}, r"not inversely proportional to the root"),
+    "mean_of_moments": (mean_of_two_moments(), {}, r"not inversely proportional to the root"),
     "cube_root": (contrib.madgrad, {"learning_rate": 0.1}, r"not inversely proportional to the root"),
     "matrices": (contrib.muon, {"learning_rate": 0.1}, r"treats matrices by another rule than vectors"),
     "line_search": (optax.lbfgs, {}, r"missing 3 required keyword-only arguments"),

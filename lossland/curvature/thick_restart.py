@@ -44,6 +44,7 @@ class _Ritz(NamedTuple):
     is_stuck: Array  # the worst residual points along the direction that was set aside
     search_low: Array  # worst and best value, in the order of `wanted`, found from the latest random vector
     search_high: Array
+    search_converged: Array  # whether the best of them is an eigenvalue
 
 
 class _Cycle(NamedTuple):
@@ -67,7 +68,8 @@ class _Cycle(NamedTuple):
     ritz: _Ritz
     next_check: Array
     is_searching: Array
-    search_start: Array  # first basis row grown from the latest random vector
+    search_start: Array  # first basis row grown from the latest random vector; -1 once a restart has mixed them
+    num_searched: Array  # products since that vector was drawn
     known: Array  # the wanted values when that vector was drawn
     active: Array
     failed: Array
@@ -146,14 +148,22 @@ def extremal_eigenpairs(
         accurate = (bounds <= tol * jnp.abs(top)) & (error <= value_tol * jnp.abs(top))
         converged = (accurate | (bounds <= rounding * scale)) & jnp.isfinite(top)
         worst = jnp.argmax(jnp.where(converged, -1, bounds))
-        found = wanted(decompose(state.projected, state.search_start, state.count)[0])
+        # What the search has found: Ritz values of its own Krylov space, or, once mixed, all but the wanted ones.
+        is_separate = state.search_start >= 0
+        own_values, own_vectors = decompose(state.projected, state.search_start, state.count)
+        others = jnp.where(jnp.arange(size) < k, jnp.nan, values)
+        found = jnp.where(is_separate, own_values, others)
+        best = jnp.where(is_separate, 0, min(k, size - 1))
+        own_residual = state.beta * jnp.abs(own_vectors[jnp.maximum(state.count - 1, 0), 0])
+        found_residual = jnp.where(is_separate, own_residual, residuals[best])
         ritz = _Ritz(
             values=top,
             residuals=bounds,
             converged=converged,
             is_stuck=~converged[worst] & (aside[worst] > ahead[worst]),
-            search_low=jnp.nanmin(found),
-            search_high=jnp.nanmax(found),
+            search_low=jnp.nanmin(wanted(found)),
+            search_high=jnp.nanmax(wanted(found)),
+            search_converged=found_residual <= jnp.maximum(tol * jnp.abs(found[best]), rounding * scale),
         )
         return ritz, vectors, residuals
 
@@ -217,13 +227,13 @@ def extremal_eigenpairs(
         margin = (edge - ritz.search_high) / jnp.maximum(edge - ritz.search_low, jnp.finfo(dtype).tiny)
         margin = jnp.where(jnp.isfinite(margin), jnp.clip(margin, 1e-4, 1), 1)
         num_needed = jnp.ceil((search_constant / jnp.sqrt(margin) + 1) / 2).astype(jnp.int32)
-        num_searched = new.step - state.search_start
-        has_searched = state.is_searching & ~is_new & (is_invariant | (num_searched >= num_needed))
+        num_searched = state.num_searched + 1
+        is_certain = is_invariant | ritz.search_converged | (num_searched >= num_needed)
+        has_searched = state.is_searching & ~is_new & is_certain
         # For one pair copies change nothing, and only an invariant subspace can hide a better value.
         done = complete & (is_exhausted | has_searched | ((k == 1) & ~is_invariant))
         active = write & ~done
-        at_end = new.step == size
-        draw = due & active & (is_invariant | (complete & (is_new | at_end)))
+        draw = due & active & (is_invariant | (complete & is_new))
         swap = due & active & ~draw & state.is_searching & ritz.is_stuck
         turned = lax.cond(any_lane(draw | swap), lambda: turn(new, draw), lambda: jnp.zeros_like(rest))
         ahead = rest / jnp.where(beta > 0, beta, 1)
@@ -234,7 +244,7 @@ def extremal_eigenpairs(
         worst = jnp.max(jnp.where(ritz.converged, 0, ratio))
         # A residual rarely falls by more than 8 times a product: wait for the next product at which a check can succeed.
         wait = jnp.where(worst > 1, jnp.clip(jnp.ceil(jnp.log(worst) / math.log(8.0)), 1, 8), 1).astype(jnp.int32)
-        wait = jnp.where(complete & state.is_searching & ~is_new, jnp.maximum(num_needed - num_searched, 1), wait)
+        wait = jnp.where(complete & ~is_new, jnp.clip(num_needed - num_searched, 1, 8), wait)
         wait = jnp.where(draw, math.ceil((search_constant + 1) / 2), wait)
         return new._replace(
             lost=jnp.where(sets_aside & draw, new.lost + state.aside_share, new.lost),
@@ -246,18 +256,19 @@ def extremal_eigenpairs(
             next_check=jnp.where(due, new.step + wait, state.next_check),
             is_searching=state.is_searching | draw,
             search_start=jnp.where(draw, new.step, state.search_start),
+            num_searched=jnp.where(draw, 0, num_searched),
             known=jnp.where(draw, ritz.values, state.known),
             active=active,
         )
 
-    def restart(state: _Cycle, vectors: Array, shares: tuple[Array, Array]) -> _Cycle:
+    def restart(state: _Cycle, vectors: Array) -> _Cycle:
         """Compress the basis of the lanes that go on to its most wanted Ritz vectors; the next vector stays."""
         kept = vectors[:, :num_kept]
         values = jnp.einsum("ij,ik,kj->j", kept, state.projected, kept)
         index = jnp.arange(size)
         diagonal = jnp.zeros(size, dtype).at[:num_kept].set(values)
-        lost, aside_share = (jnp.where(index < num_kept, share, 0) for share in shares)
-        offset = state.step - num_kept
+        shares = jnp.abs(vectors)
+        lost, aside_share = (jnp.where(index < num_kept, column @ shares, 0) for column in (state.lost, state.aside_share))
         return state._replace(
             step=jnp.full((), num_kept, jnp.int32),
             basis=jnp.zeros_like(state.basis).at[:num_kept].set(kept.T @ state.basis[:size]),
@@ -265,8 +276,8 @@ def extremal_eigenpairs(
             lost=lost,
             aside_share=aside_share,
             count=jnp.full((), num_kept, jnp.int32),
-            next_check=state.next_check - offset,
-            search_start=jnp.maximum(state.search_start - offset, num_kept),
+            next_check=state.next_check - (state.step - num_kept),
+            search_start=jnp.where(state.search_start == state.step, num_kept, -1).astype(jnp.int32),
         )
 
     def cycle(solve: _Solve) -> _Solve:
@@ -286,15 +297,14 @@ def extremal_eigenpairs(
         pairs = FlatEigenpairs(
             *(jnp.where(begin.active, new, old) for new, old in zip(fresh, solve.pairs, strict=True))
         )
-        shares = (end.lost @ jnp.abs(vectors), end.aside_share @ jnp.abs(vectors))
         goes_on = any_lane(end.active)
-        following = lax.cond(goes_on, lambda: restart(end, vectors, shares), lambda: end)
+        following = lax.cond(goes_on, lambda: restart(end, vectors), lambda: end)
         return _Solve(solve.total + end.step - begin.step, following, pairs)
 
     norm = jnp.linalg.norm(start)
     is_usable = jnp.isfinite(norm) & (norm > 0)
     nothing = jnp.full(k, jnp.nan, dtype)
-    zero = jnp.zeros((), dtype)
+    zero, no = jnp.zeros((), dtype), jnp.zeros((), bool)
     begin = _Cycle(
         step=jnp.zeros((), jnp.int32),
         basis=jnp.zeros((padded, num_params), dtype),
@@ -308,13 +318,14 @@ def extremal_eigenpairs(
         count=jnp.zeros((), jnp.int32),
         num_matvecs=jnp.zeros((), jnp.int32),
         norm=zero,
-        ritz=_Ritz(nothing, nothing, jnp.zeros(k, bool), jnp.zeros((), bool), zero, zero),
+        ritz=_Ritz(nothing, nothing, jnp.zeros(k, bool), no, zero, zero, no),
         next_check=jnp.asarray(min(k + 3, size), jnp.int32),
-        is_searching=jnp.zeros((), bool),
+        is_searching=no,
         search_start=jnp.zeros((), jnp.int32),
+        num_searched=jnp.zeros((), jnp.int32),
         known=nothing,
         active=jnp.ones((), bool),
-        failed=jnp.zeros((), bool),
+        failed=no,
     )
     pairs = FlatEigenpairs(
         nothing, jnp.zeros((k, num_params), dtype), nothing, jnp.zeros((), jnp.int32), jnp.zeros(k, bool)

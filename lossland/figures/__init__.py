@@ -1,7 +1,7 @@
-"""Pictures of results: stability maps, loss and sharpness curves, in one house style. The only room that knows matplotlib.
+"""Pictures of results in one house style: stability maps, curves of loss and sharpness. The only user of matplotlib.
 
-`plot_*(ax, runs)` draws into an axes of the caller's; `*_figure(runs)` composes a whole figure, `save` writes it. No window
-is opened, and no matplotlib setting is left changed.
+`plot_*(ax, runs)` draws into an axes of the caller's; `*_figure(runs)` composes a whole figure, `save` writes it. No
+window is opened, and no matplotlib setting is left changed.
 """
 
 from lossland.figures.curves import curves_figure, plot_loss, plot_sharpness

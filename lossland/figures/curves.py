@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from lossland.figures import style
 from lossland.figures.labels import head, label_ends, name_with_units, number, scale_axis
-from lossland.figures.reading import RATE, choose_values, curve_axis, curves, grid_axes, ran, with_grid
+from lossland.figures.reading import choose_values, curve_axis, curves, grid_axes, ran, with_grid
 from lossland.sweeps.trajectories import sweep_of
 
 Values = Sequence[float] | np.ndarray
@@ -34,8 +34,8 @@ def plot_loss(ax: Axes, runs: xr.Dataset, values: Values | None = None) -> None:
         values: grid values to draw, at most five; None chooses some below, at and above the critical learning rate.
 
     Raises:
-        ValueError: if the loss was not recorded, for a value that is not on the grid, or more than five; for a second axis
-            (naming it, and how to select).
+        ValueError: if the loss was not recorded, for a value that is not on the grid, for more than five, and for a
+            second axis (naming it, and how to select).
     """
     whole = with_grid(runs)
     with style.house_style():
@@ -96,10 +96,7 @@ def curves_figure(runs: xr.Dataset, values: Values | None = None) -> Figure:
 
 
 def curves_title(runs: xr.Dataset, values: Values) -> str:
-    """Say in one sentence what the steepest surviving curve does: "digits: at learning rate 0.6, sharpness goes from 1.6 ...".
-
-    Shares the arguments of `plot_loss`.
-    """
+    """Say in one sentence what happens at the largest learning rate drawn that survives; arguments of `plot_loss`."""
     problem = str(runs.attrs.get("problem", "runs"))
     axis = curve_axis(runs)
     fixed = [name for name in sweep_of(runs).axes if name not in runs.dims and name in runs.coords]
@@ -108,7 +105,8 @@ def curves_title(runs: xr.Dataset, values: Values) -> str:
     surviving = np.flatnonzero((loss["diverging"] <= 0.5).values)
     if not len(surviving):
         name = axis.replace("_", " ")
-        return f"{problem}{place}: {f'{name} {number(values[0])}' if len(values) == 1 else f'every {name} drawn'} diverges"
+        which = f"{name} {number(values[0])}" if len(values) == 1 else f"every {name} drawn"
+        return f"{problem}{place}: {which} diverges"
     last = int(surviving[-1])
     at = f"{problem}{place}: at {axis.replace('_', ' ')} {number(values[last])}"
     record = sharpness_record(runs)
@@ -142,8 +140,12 @@ def _chosen(runs: xr.Dataset, values: Values | None) -> np.ndarray:
         return choose_values(runs)
     chosen = np.sort(np.atleast_1d(np.asarray(values, float)))
     if not 1 <= len(chosen) <= len(style.CURVE_COLORS):
-        raise ValueError(f"values: expected 1 to {len(style.CURVE_COLORS)} values of {curve_axis(runs)}, got {len(chosen)}")
-    return chosen
+        most = len(style.CURVE_COLORS)
+        raise ValueError(f"values: expected 1 to {most} values of {curve_axis(runs)}, got {len(chosen)}")
+    # A value such as 0.1 means the grid's 0.09999999.
+    grid = runs[curve_axis(runs)].values.astype(float)
+    nearest = grid[np.abs(grid[:, None] - chosen).argmin(0)]
+    return np.where(np.isclose(nearest, chosen, rtol=1e-6, atol=0), nearest, chosen)
 
 
 def _plot(ax: Axes, runs: xr.Dataset, name: str, values: np.ndarray, heading: bool = True) -> float:
@@ -157,7 +159,9 @@ def _plot(ax: Axes, runs: xr.Dataset, name: str, values: np.ndarray, heading: bo
     ends = [_end(steps, median, when, high, log) for median, when in zip(medians, leaves_at, strict=True)]
     style.dress(ax)
     # Where every curve leaves early the rest of the steps would be empty paper.
-    shown = min(steps[-1], 1.5 * max(max(x for (x, _), _ in ends), steps[1])) if all(gone for _, gone in ends) else steps[-1]
+    shown = steps[-1]
+    if all(leaves for _, leaves in ends):
+        shown = min(shown, 1.5 * max(*(x for (x, _), _ in ends), steps[1]))
     scale_axis(ax, "x", 0, shown, False, whole=True)
     scale_axis(ax, "y", low, high, log)
     ax.set_xlabel("step", fontsize=style.TEXT)
@@ -171,13 +175,15 @@ def _plot(ax: Axes, runs: xr.Dataset, name: str, values: np.ndarray, heading: bo
     for index, (value, median, (end, leaves)) in enumerate(zip(values, medians, ends, strict=True)):
         curve, (color, line) = drawn.isel({axis: index}), looks[index]
         if curve["num_seeds"] > 1:
-            band = [np.clip(curve[edge].values, low / 10 if log else None, 1e3 * high) for edge in ("low", "high")]
-            ax.fill_between(steps, *band, color=color, alpha=0.22, linewidth=0, label=f"{value:g} band")
+            # Infinite ends are drawn far outside the picture; left as they are they would leave a gap.
+            floor = low / 10 if log else None
+            least, most = (np.clip(curve[edge].values, floor, 1e3 * high) for edge in ("low", "high"))
+            ax.fill_between(steps, least, most, color=color, alpha=0.22, linewidth=0, label=f"{value:g} band")
         ax.plot(steps, median, color=color, linestyle=line, linewidth=1.2, label=f"{value:g}")
         recorded = np.flatnonzero(np.isfinite(median))
         if leaves and len(recorded) and end[0] > steps[recorded[-1]]:
-            last = recorded[-1]
-            ax.plot([steps[last], end[0]], [median[last], end[1]], color=color, linestyle=line, linewidth=1.2)
+            tail = np.array([[steps[recorded[-1]], median[recorded[-1]]], end])
+            ax.plot(tail[:, 0], tail[:, 1], color=color, linestyle=line, linewidth=1.2)
         if leaves:
             cross = {"color": color, "markersize": 5, "markeredgewidth": 0, "clip_on": False, "zorder": 5}
             ax.plot(*end, "X", label=f"{value:g} leaves", **cross)
@@ -187,8 +193,10 @@ def _plot(ax: Axes, runs: xr.Dataset, name: str, values: np.ndarray, heading: bo
     return shown
 
 
-def _end(steps: np.ndarray, median: np.ndarray, leaves_at: float, high: float, log: bool) -> tuple[tuple[float, float], bool]:
-    """Find where a curve ends in the picture, and whether it leaves there: through the top, or because nothing was recorded.
+def _end(
+    steps: np.ndarray, median: np.ndarray, leaves_at: float, high: float, log: bool
+) -> tuple[tuple[float, float], bool]:
+    """Find where a curve ends in the picture, and whether it leaves there: through the top, or by breaking off.
 
     A loss that stops being finite between two records goes through the top at the step where it did.
     """
@@ -217,17 +225,19 @@ def _limits(drawn: xr.Dataset, axis: str, name: str) -> tuple[float, float, bool
     start = drawn["median"].isel(step=0).values
     values = np.concatenate([values, start, [1.0] if name == "relative_sharpness" else []])
     values = values[np.isfinite(values)]
-    top = float(values.max()) if len(values) else 1.0
-    if not surviving.all() and name == "loss":
+    if not len(values):
+        return 0.0, 1.0, False
+    top = float(values.max())
+    if not surviving.all() and name == "loss" and np.isfinite(start).any():
         top = max(top, ESCAPE * float(np.nanmax(start)))
     elif not surviving.all():
-        everything = drawn["median"].values
-        top = max(top, min(float(np.nanmax(everything)), 2 * top))
+        reached = drawn["median"].values
+        top = max(top, min(float(reached[np.isfinite(reached)].max(initial=top)), 2 * top))
     positive = values[values > 0]
     log = bool((values >= 0).all() and len(positive)) and (name == "loss" or top > 20 * float(positive.min()))
     if not log:
-        bottom = min(0.0, float(values.min())) if len(values) else 0.0
-        return bottom, top + 0.06 * (top - bottom), False
+        bottom, top = min(0.0, 1.06 * float(values.min())), max(top, 0.0)
+        return bottom, top + 0.06 * (top - bottom) if top > bottom else bottom + 1.0, False
     bottom = max(float(positive.min()), top / DEPTH)
     pad = max((top / bottom) ** 0.05, 1.05)
     return bottom / pad, top * pad, True

@@ -16,7 +16,6 @@ from matplotlib.transforms import Affine2D, ScaledTranslation, Transform
 
 from lossland.figures.style import GREY, SMALL, TEXT
 
-
 NBSP = "\N{NO-BREAK SPACE}"
 
 
@@ -72,7 +71,9 @@ def cell_edges(values: np.ndarray, log: bool) -> np.ndarray:
     return np.exp(edges) if log else edges
 
 
-def scale_axis(ax: Axes, which: Literal["x", "y"], low: float, high: float, log: bool, most: int = 5, whole: bool = False) -> None:
+def scale_axis(
+    ax: Axes, which: Literal["x", "y"], low: float, high: float, log: bool, most: int = 5, whole: bool = False
+) -> None:
     """Give the x or y axis its scale, limits and ticks in plain (or whole) numbers, none of them outside the limits."""
     axis = ax.xaxis if which == "x" else ax.yaxis
     ax.set(**{f"{which}scale": "log" if log else "linear", f"{which}lim": (low, high)})
@@ -116,9 +117,9 @@ def wrap(text: str, width: float, size: float) -> str:
 
 
 def spread(places: Sequence[float], gap: float, low: float, high: float) -> np.ndarray:
-    """Move places as little as needed (least squares) so that neighbours are `gap` apart, within [low, high] if they fit.
+    """Move places as little as needed (least squares) so that neighbours are `gap` apart.
 
-    Equal places keep the order in which they came.
+    They stay within [low, high], or go on past it where they do not fit. Equal places keep the order they came in.
     """
     order = np.argsort(places, kind="stable")
     wanted = np.clip(np.asarray(places, float)[order], low, high) - gap * np.arange(len(places))
@@ -149,16 +150,18 @@ def points_above(ax: Axes) -> Transform:
     """
     figure = ax.get_figure(root=True)
     assert figure is not None
-    return Affine2D().scale(1 / 72) + figure.dpi_scale_trans + ScaledTranslation(0, 1, ax.transAxes)
+    corner = ScaledTranslation(0, 1, ax.transAxes)  # pyright: ignore[reportArgumentType] - it is affine
+    return Affine2D().scale(1 / 72) + figure.dpi_scale_trans + corner
 
 
 def label_ends(ax: Axes, labels: Sequence[tuple[float, str, Any]], heading: str) -> None:
     """Write labels to the right of an axes beside the values they belong to: (value, text, colour), limits already set.
 
-    Labels that would overlap move apart, with a thin line to the value; those of values outside the limits stand at that
-    end, without a line. The heading stands above the topmost.
+    Labels that would overlap move apart, with a thin line to the value; those of values outside the limits stand at
+    that end, without a line. The heading stands above the topmost.
     """
-    beside = {"xycoords": ("axes fraction", "data"), "textcoords": "offset points", "va": "center", "ha": "left"}
+    place_by: dict[str, Any] = {"xycoords": ("axes fraction", "data"), "textcoords": "offset points"}
+    beside = {**place_by, "va": "center", "ha": "left"}
     # The layout may still shrink the axes; reckoning with a smaller one keeps labels apart in any case.
     height = 0.85 * axes_size(ax)[1]
     bottom, top = sorted(ax.get_ylim())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import xarray as xr
@@ -19,7 +19,6 @@ from lossland.figures.labels import (
     NBSP,
     axes_size,
     cell_edges,
-    counted,
     edge_number,
     head,
     log_spaced,
@@ -45,15 +44,15 @@ ROW = 9.5
 """Points from one row above a map to the next."""
 KEY, GAP = 17, 7
 """Points that the sample of a key takes with the space after it, and the space between entries."""
-MISSING = {"facecolor": "white", "edgecolor": "#9AA1AC", "hatch": "xxxx"}
+MISSING: dict[str, Any] = {"facecolor": "white", "edgecolor": "#9AA1AC", "hatch": "xxxx"}
 """What was not run is no colour of an outcome."""
 
 
 def plot_stability_map(ax: Axes, runs: xr.Dataset) -> None:
     """Draw the outcomes of training over a grid of one or two axes.
 
-    One axis: the fractions of seeds that never rise, rise and recover, and diverge, stacked over the grid; every value of the
-    grid owns the cell around it. Above stand, row by row, the learning rates at which training changes: predicted
+    One axis: the fractions of seeds that never rise, rise and recover, and diverge, stacked over the grid; each value
+    owns the cell around it. Above stand, row by row, the learning rates at which training changes: predicted
     (sharpness at step 0 equals the threshold: 2/sharpness for gradient descent; the catapult bound 4/sharpness) and
     measured (a step raises the loss; divergence), each with median and interval over seeds, its median carried down
     through the map. Two axes: the fraction that diverges as a heat map, light to dark, with the same boundaries as
@@ -61,7 +60,7 @@ def plot_stability_map(ax: Axes, runs: xr.Dataset) -> None:
 
     Args:
         ax: where to draw; rows and labels stand outside its frame, above and to the right.
-        runs: what `ll.run` returns, or what `ll.stability_map` makes of it (which holds no boundaries, so none is drawn).
+        runs: what `ll.run` returns, or what `ll.stability_map` makes of it (it holds no boundaries, so none is drawn).
 
     Raises:
         ValueError: for no axis, or more than two (naming them, and how to select), or without the probe "loss".
@@ -88,7 +87,7 @@ def stability_map_figure(runs: xr.Dataset) -> Figure:
     Raises:
         ValueError: as `plot_stability_map`.
     """
-    fractions, found = _read(runs)
+    fractions, _ = _read(runs)
     plane = len(grid_axes(fractions)) == 2
     with style.house_style():
         figure = Figure(figsize=(style.WIDTH, 3.0 if plane else 2.7), layout="constrained")
@@ -111,7 +110,9 @@ def map_title(runs: xr.Dataset) -> str:
     if diverging.size == 1:
         count = int(fractions["num_runs"].item())
         lost = round(diverging.item() * count)
-        what = f"{lost} of {count} seeds diverge" if count > 1 else f"the run {'diverges' if lost else 'does not diverge'}"
+        what = f"{lost} of {count} seeds diverge"
+        if count == 1:
+            what = f"the run {'diverges' if lost else 'does not diverge'}"
         return f"{problem}: at learning rate {number(rates[0])} {what}"
     if not (diverging > 0).any():
         return f"{problem}: no run diverges up to learning rate {number(rates[-1])}{_predicted(found)}"
@@ -168,12 +169,12 @@ def _read(runs: xr.Dataset) -> tuple[xr.Dataset, xr.Dataset]:
 
 def _check_axes(axes: tuple[str, ...], data: xr.Dataset) -> None:
     if not axes:
-        raise ValueError("runs: a stability map needs one or two axes, got none; keep one: runs.sel(learning_rate=[0.1])")
+        raise ValueError("runs: a stability map shows one or two axes, got none; keep one: runs.isel(scale=[0])")
     if len(axes) > 2:
         extra = ", ".join(f"{name}={data[name].values[0]:g}" for name in axes if name != RATE)
         raise ValueError(
-            f"runs: a stability map shows one or two axes, got {len(axes)}: {', '.join(axes)}; select values of the others, "
-            f"runs.sel({extra})"
+            f"runs: a stability map shows one or two axes, got {len(axes)}: {', '.join(axes)}; select values of the "
+            f"others, such as runs.sel({extra})"
         )
 
 
@@ -220,10 +221,12 @@ def _plot_rows(ax: Axes, found: xr.Dataset, values: np.ndarray) -> int:
     for row, name in enumerate(reversed(names)):
         here = found.sel(boundary=name)
         median, low, high = (float(here[statistic]) for statistic in ("median", "low", "high"))
+        if np.isnan(median):
+            continue
         lift = (row + 1) * ROW
-        words = {"ha": "right", "va": "center_baseline", "fontsize": style.TEXT, "transform": beside}
+        words: dict[str, Any] = {"ha": "right", "va": "center_baseline", "fontsize": style.TEXT, "transform": beside}
         ax.text(-0.015, lift, str(here["label"].values), **words)
-        ax.text(1.02, lift, edge_number(median, values), **(words | {"ha": "left"}))
+        ax.text(1.02, lift, edge_number(median, values), **{**words, "ha": "left"})
         ax.plot([0, 1], [lift, lift], color=style.RULE, linewidth=0.5, transform=beside, clip_on=False, zorder=1)
         ink = {"color": style.INK, "clip_on": False}
         interval = np.clip([low, high], low_end, high_end)
@@ -247,7 +250,8 @@ def _plot_rows(ax: Axes, found: xr.Dataset, values: np.ndarray) -> int:
 def _plot_plane(ax: Axes, fractions: xr.Dataset, found: xr.Dataset, x: str, y: str) -> None:
     places = {name: fractions[name].values.astype(float) for name in (x, y)}
     edges = {}
-    for name, which in ((x, "x"), (y, "y")):
+    sides: tuple[tuple[str, Literal["x", "y"]], ...] = ((x, "x"), (y, "y"))
+    for name, which in sides:
         log = _is_log(name, places[name])
         edges[name] = cell_edges(places[name], log)
         scale_axis(ax, which, edges[name][0], edges[name][-1], log)
@@ -280,9 +284,9 @@ def _plot_plane(ax: Axes, fractions: xr.Dataset, found: xr.Dataset, x: str, y: s
     rising = 1 - fractions["never_rises"].transpose(y, x).values
     if y != RATE and min(rising.shape) > 1 and np.nanmin(rising) < 0.5 < np.nanmax(rising):
         look = _plane_look("rises")
-        ax.contour(
-            places[x], places[y], np.ma.masked_invalid(rising), [0.5], colors=[look["color"]], linewidths=look["linewidth"]
-        ).set(path_effects=look["path_effects"])
+        rising = np.ma.masked_invalid(rising)
+        lines = ax.contour(places[x], places[y], rising, [0.5], colors=[look["color"]], linewidths=look["linewidth"])
+        lines.set(path_effects=look["path_effects"])
         keys.append((Line2D([], [], **look), "loss rises"))
     if np.isnan(heat).any():
         keys.append((Rectangle((0, 0), 0, 0, linewidth=0, **MISSING), "not run"))
@@ -290,10 +294,10 @@ def _plot_plane(ax: Axes, fractions: xr.Dataset, found: xr.Dataset, x: str, y: s
 
 
 def _plane_look(name: str) -> dict[str, Any]:
-    # A measured rise has the colour of its outcome and is broad enough to show beneath a prediction that agrees with it;
+    # A measured rise has the colour of its outcome and is broad enough to show beneath a prediction that agrees;
     # ink and white edges are seen on both ends of the heat.
     measured = name == "rises"
-    color, halo, width = (style.OUTCOME_COLORS["rises_and_recovers"], style.INK, 2.4) if measured else (style.INK, "white", 1.1)
+    color, halo, width = (MARKERS[name]["markerfacecolor"], style.INK, 2.4) if measured else (style.INK, "white", 1.1)
     effects = [Stroke(linewidth=width + 1, foreground=halo), Normal()]
     return {"color": color, "linewidth": width, "linestyle": LINES[name], "path_effects": effects}
 
@@ -309,9 +313,10 @@ def _outcome_look(outcome: str) -> dict[str, Any]:
 def _label_band(
     ax: Axes, outcome: str, words: str, edges: np.ndarray, low: np.ndarray, high: np.ndarray, crossings: np.ndarray
 ) -> bool:
-    """Write words inside the area of an outcome, where that is tallest and no line crosses; False where it fits nowhere."""
+    """Write words inside the area of an outcome, where it is tallest and no line crosses; False if they fit nowhere."""
     width, height = (0.85 * size for size in axes_size(ax))  # the layout may still shrink the axes
-    half, needed = 0.5 * (max(map(text_width, words.split("\n"))) + 6) / width, 1.4 * style.TEXT * len(words.split("\n")) / height
+    rows = words.split("\n")
+    half, needed = 0.5 * (max(map(text_width, rows)) + 6) / width, 1.4 * style.TEXT * len(rows) / height
     to_axes = ax.transScale + ax.transLimits
     borders = to_axes.transform(np.column_stack([edges, np.zeros_like(edges)]))[:, 0]
     inside = crossings[(crossings > edges[0]) & (crossings < edges[-1])]

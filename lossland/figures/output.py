@@ -18,8 +18,8 @@ FORMATS = ("png", "pdf")
 def save(figure: Figure, path_stem: str | os.PathLike[str]) -> list[Path]:
     """Write a figure as `<path_stem>.png` (300 dots per inch) and `<path_stem>.pdf` (vectors, TrueType fonts embedded).
 
-    Files hold no date and no machine, so the same figure gives the same bytes. Folders are made; no window is opened and no
-    matplotlib setting is left changed.
+    Files hold no date and no machine: the same figure gives the same bytes. Folders are made; no window is opened and
+    no matplotlib setting is left changed.
 
     Args:
         figure: any matplotlib figure.

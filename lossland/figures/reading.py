@@ -8,7 +8,7 @@ import numpy as np
 import xarray as xr
 
 from lossland.figures.labels import counted
-from lossland.stability.maps import critical_learning_rate, median_over_seeds, outcomes
+from lossland.stability.maps import Event, critical_learning_rate, median_over_seeds, outcomes
 from lossland.sweeps.sweep import Outcome
 from lossland.sweeps.trajectories import sweep_of
 
@@ -19,12 +19,11 @@ def with_grid(runs: xr.Dataset) -> xr.Dataset:
     """Return runs with sorted axes, and with the dims back that a selection of one seed or one grid point took away.
 
     Raises:
-        ValueError: if the dataset was not made by `ll.run`, or lacks one of its axes altogether.
+        ValueError: if the dataset was not made by `ll.run`, or lost its status or seeds.
     """
-    axes = tuple(sweep_of(runs).axes)
-    missing = [name for name in (*axes, "seed") if name not in runs.coords]
-    if missing or "status" not in runs:
-        raise ValueError(f"runs: expected the axes {', '.join((*axes, 'seed'))}, got none named {', '.join(missing) or 'status'}")
+    axes = [name for name in sweep_of(runs).axes if name in runs.coords]
+    if "status" not in runs or "seed" not in runs.coords:
+        raise ValueError("runs: expected the `status` and the axis `seed` that ll.run returns; one of them was dropped")
     if "seed" not in runs.dims:
         runs = runs.expand_dims("seed")
     if not grid_axes(runs) and axes:
@@ -43,13 +42,15 @@ def grid_axes(runs: xr.Dataset) -> tuple[str, ...]:
 def curve_axis(runs: xr.Dataset) -> str:
     """Return the axis along which curves are chosen: the learning rate where it is swept, else the first axis."""
     axes = grid_axes(runs)
+    if not axes:
+        raise ValueError("runs: expected at least one axis to draw curves along, such as learning_rate; got none")
     return RATE if RATE in axes else axes[0]
 
 
 def threshold_name(runs: xr.Dataset) -> str:
-    """Write the predicted learning rate as a formula: "2/sharpness" for gradient descent, "3.8/sharpness" for momentum 0.9.
+    """Write the predicted learning rate as a formula: "2/sharpness" for gradient descent, "3.8/sharpness" and such.
 
-    "sharpness = threshold" where threshold x learning rate is no constant over the grid.
+    It is "sharpness = threshold" where threshold x learning rate is no constant over the grid.
     """
     product = (runs["threshold"] * runs[RATE]).values
     product = product[np.isfinite(product)]
@@ -63,17 +64,19 @@ def boundaries(runs: xr.Dataset) -> xr.Dataset:
 
     Returns:
         Dataset over (boundary, other axes...) with `median`, `low`, `high` over seeds (the interval of the median, see
-        `stability.maps.median_over_seeds`; its probability is the attribute `coverage`) and, per boundary, a `label`. The boundaries, those that exist:
-        `predicted` (sharpness at step 0 equals the threshold), `rises` (measured: some step raises the loss),
-        `catapult_bound` (4 / sharpness at step 0, for plain gradient descent only), `diverges` (measured). inf is above
-        the grid (or never), 0 below it. Empty where the learning rate is no axis.
+        `stability.maps.median_over_seeds`; its probability is the attribute `coverage`) and a `label` per boundary.
+        They are, as far as they exist: `predicted` (sharpness at step 0 equals the threshold), `rises` (measured: some
+        step raises the loss), `catapult_bound` (4 / sharpness at step 0, for plain gradient descent only), `diverges`
+        (measured). inf is above the grid (or never), 0 below it. Empty where the learning rate is no axis.
 
-        The catapult bound is where Lewkowycz et al. 2020 (arXiv 2003.02218) find that runs no longer recover.
+    Source of the catapult bound: Lewkowycz et al. 2020 (arXiv 2003.02218), beyond which runs no longer recover.
     """
+    runs = with_grid(runs)
     found: dict[str, tuple[str, dict[str, xr.DataArray]]] = {}
     critical = xr.Dataset()
     if RATE in grid_axes(runs):
-        for event, label in (("rises", "loss rises"), ("diverges", "diverges")):
+        events: tuple[tuple[Event, str], ...] = (("rises", "loss rises"), ("diverges", "diverges"))
+        for event, label in events:
             critical = critical_learning_rate(runs, event)
             found[event] = (label, {name: critical[name] for name in ("median", "low", "high")})
         if "predicted" in critical and np.isfinite(critical["predicted"]).any():
@@ -84,10 +87,10 @@ def boundaries(runs: xr.Dataset) -> xr.Dataset:
     names = [name for name in ("predicted", "rises", "catapult_bound", "diverges") if name in found]
     if not names:
         return xr.Dataset(coords={"boundary": np.array([], str)})
-    statistics = {
-        statistic: xr.concat([found[name][1][statistic] for name in names], xr.DataArray(names, dims="boundary", name="boundary"))
-        for statistic in ("median", "low", "high")
-    }
+    along = xr.DataArray(names, dims="boundary", name="boundary")
+    statistics = {}
+    for statistic in ("median", "low", "high"):
+        statistics[statistic] = xr.concat([found[name][1][statistic] for name in names], along)
     labels = ("boundary", [found[name][0] for name in names])
     attributes = {"coverage": float(critical["coverage"])}
     return xr.Dataset(statistics, attrs=attributes).assign_coords(label=labels)
@@ -107,19 +110,26 @@ def ran(runs: xr.Dataset) -> str:
 def choose_values(runs: xr.Dataset) -> np.ndarray:
     """Choose at most four grid values whose curves tell the story, in rising order.
 
-    Along the learning rate: far below the first rise, the last rate before rises, the last rate before divergence, the first
-    rate that diverges (by medians over seeds). Along another axis: spread evenly.
+    Along the learning rate, by medians over seeds: far below the first rise, the last rate before it, the last before
+    divergence, the first that diverges for most seeds. Along another axis: spread evenly.
+
+    Raises:
+        ValueError: if no run was computed.
     """
+    runs = with_grid(runs)
     axis = curve_axis(runs)
     computed = (runs["status"] != Outcome.not_run).any([dim for dim in runs["status"].dims if dim != axis])
     values = runs[axis].values[computed.values].astype(float)
     count = len(values)
+    if not count:
+        raise ValueError("runs: none of them was computed yet, so there is no curve to draw")
     if count <= 4:
         return values
     spread_out = [0, round((count - 1) / 3), round(2 * (count - 1) / 3), count - 1]
     if axis != RATE or values[0] <= 0:
         return values[spread_out]
-    rises, diverges = (critical_learning_rate(runs, event)["median"].item() for event in ("rises", "diverges"))
+    rises = critical_learning_rate(runs, "rises")["median"].item()
+    diverges = critical_learning_rate(runs, "diverges")["median"].item()
 
     def nearest(rate: float) -> int:
         return int(np.argmin(np.abs(np.log(values / rate))))
@@ -140,28 +150,33 @@ def choose_values(runs: xr.Dataset) -> np.ndarray:
 def curves(runs: xr.Dataset, name: str, values: Sequence[float] | np.ndarray) -> xr.Dataset:
     """Take the median over seeds of a record along the steps, at chosen grid values.
 
-    A diverged run counts as inf from where its record stops, so that it is not forgotten by the median; where the median
-    itself is such a run there is nothing to draw: NaN.
+    A diverged run counts as inf from where its record stops, so that the median does not forget it; where the median is
+    itself such a run there is nothing to draw: NaN.
 
     Returns:
         Dataset over (axis, step) with `median`, `low`, `high` (the interval of the median), and over (axis,)
-        `leaves_at`: the step by which at least half of the seeds have diverged, inf if they do not; `num_seeds` computed;
+        `leaves_at`: the step by which half of the seeds have diverged, inf if they do not; `num_seeds` computed;
         `diverging`, the fraction of them that diverges.
 
     Raises:
-        ValueError: if `name` was not recorded, if there is another axis to select first, or if a value is not on the grid.
+        ValueError: if `name` was not recorded, if there is another axis to select first, for a value that is not on the
+            grid or was not run.
     """
+    runs = with_grid(runs)
     axis = curve_axis(runs)
     if name not in runs:
-        raise ValueError(f"runs: {name!r} was not recorded; run with probes=['loss', 'sharpness'], it has {', '.join(map(str, runs))}")
+        raise ValueError(f"runs: {name!r} was not recorded; run with probes=['loss', 'sharpness']")
     if others := [other for other in grid_axes(runs) if other != axis]:
         example = ", ".join(f"{other}={runs[other].values[0]:g}" for other in others)
-        raise ValueError(f"runs: curves are drawn along {axis}; select one value of {', '.join(others)}: runs.sel({example})")
+        raise ValueError(
+            f"runs: curves are drawn along {axis}; select one value of {', '.join(others)}: runs.sel({example})"
+        )
     diverges = outcomes(runs)["diverges"]
     pieces = []
     for value in np.asarray(values, float):
         if value not in runs[axis].values:
-            raise ValueError(f"{axis}: {value:g} is not on the grid; the nearest is {float(runs[axis].sel({axis: value}, method='nearest')):g}")
+            nearest = float(runs[axis].sel({axis: value}, method="nearest"))
+            raise ValueError(f"{axis}: {value:g} is not on the grid; the nearest value is {nearest!r}")
         at = runs.sel({axis: value}).transpose("seed", ...)
         computed = (at["status"] != Outcome.not_run).values
         if not computed.any():

@@ -21,7 +21,7 @@ GREY = "#5C6470"
 RULE = "#D3D8E0"
 
 OUTCOME_COLORS = {"never_rises": "#E4EAF1", "rises_and_recovers": "#EFA21A", "diverges": "#27346B"}
-"""Lightness falls as the outcome gets worse, so that the order survives a grey print and every kind of colour blindness."""
+"""Lightness falls as the outcome gets worse: the order survives a grey print and every kind of colour blindness."""
 OUTCOME_HATCHES = {"never_rises": "", "rises_and_recovers": "....", "diverges": "////"}
 HATCH_COLORS = {"never_rises": "#E4EAF1", "rises_and_recovers": "#C98309", "diverges": "#3F4E8C"}
 LABEL_COLORS = {"never_rises": INK, "rises_and_recovers": INK, "diverges": "#FFFFFF"}
@@ -33,7 +33,7 @@ CURVE_STYLES: tuple[Any, ...] = ("-", (0, (5, 1.6)), (0, (5, 1.4, 1, 1.4)), (0, 
 HEAT = LinearSegmentedColormap.from_list("lossland", [OUTCOME_COLORS["never_rises"], OUTCOME_COLORS["diverges"]])
 """Fractions from 0 to 1; lightness falls steadily."""
 
-RC: dict[str, Any] = {
+RC: Any = {
     # Bundled with matplotlib: the same letters on every machine.
     "font.family": "DejaVu Sans",
     "font.size": TEXT,

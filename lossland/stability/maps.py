@@ -28,8 +28,9 @@ def outcomes(runs: xr.Dataset) -> xr.Dataset:
     """Classify every run: booleans `never_rises`, `rises_and_recovers`, `diverges`, with the dims of `status`.
 
     A run diverges if its loss became non-finite, or if the median of its last recorded losses is not below the loss
-    at step 0 (a bounded loss never overflows, however useless the run). It rises if any step, recorded or not, raised the
-    loss by more than rounding. Exactly one of the three holds for a run that was computed, none for one that was not.
+    at step 0 (a bounded loss never overflows, however useless the run). It rises if any step, recorded or not, raised
+    the loss by more than rounding. Exactly one of the three holds for a run that was computed, none for one that was
+    not.
 
     Raises:
         ValueError: if the dataset was not made by `ll.run` with the probe "loss".
@@ -46,7 +47,9 @@ def outcomes(runs: xr.Dataset) -> xr.Dataset:
     kinds = {"never_rises": ~lost & ~rose, "rises_and_recovers": ~lost & rose, "diverges": lost}
     return xr.Dataset(
         {
-            name: (flag & computed).drop_vars("step", errors="ignore").assign_attrs(units="1", description=OUTCOMES[name])
+            name: (flag & computed)
+            .drop_vars("step", errors="ignore")
+            .assign_attrs(units="1", description=OUTCOMES[name])
             for name, flag in kinds.items()
         },
         attrs=runs.attrs,
@@ -59,8 +62,8 @@ def stability_map(runs: xr.Dataset) -> xr.Dataset:
     Equation: fraction = (seeds with the outcome) / (seeds computed). The three fractions sum to one.
 
     Returns:
-        Dataset with `never_rises`, `rises_and_recovers`, `diverges` over the hyperparameter axes, `num_runs`, and, where
-        sharpness was recorded, `predicted`: the share of seeds whose sharpness at step 0 exceeds the threshold.
+        Dataset with `never_rises`, `rises_and_recovers`, `diverges` over the hyperparameter axes, `num_runs`, and,
+        where sharpness was recorded, `predicted`: the share of seeds whose sharpness at step 0 exceeds the threshold.
 
     Raises:
         ValueError: if the dataset was not made by `ll.run` with the probe "loss".
@@ -76,8 +79,10 @@ def stability_map(runs: xr.Dataset) -> xr.Dataset:
     stable = xr.Dataset({**fractions, "num_runs": num_runs}, attrs=runs.attrs)
     if "relative_sharpness" in runs:
         first = runs["relative_sharpness"].isel(step=0, drop=True)
-        stable["predicted"] = ((first > 1) & np.isfinite(first)).mean("seed").assign_attrs(
-            units="1", description="fraction of seeds whose sharpness at step 0 exceeds the threshold"
+        stable["predicted"] = (
+            ((first > 1) & np.isfinite(first))
+            .mean("seed")
+            .assign_attrs(units="1", description="fraction of seeds whose sharpness at step 0 exceeds the threshold")
         )
     return stable
 
@@ -86,19 +91,19 @@ def critical_learning_rate(runs: xr.Dataset, event: Event = "diverges") -> xr.Da
     """Find, seed by seed, the smallest learning rate at which an event happens, and its median with an interval.
 
     Equation: per seed, sqrt(below x above), the last rate of the grid before the event and the first with it. The
-    interval of the median runs from an order statistic of `below` to one of `above`, chosen so that its binomial coverage is
-    at least 95 %: it assumes nothing about the distribution, and holds what the grid leaves open.
+    interval of the median runs from an order statistic of `below` to one of `above`, chosen so that its binomial
+    coverage is at least 95 %: it assumes nothing about the distribution, and holds what the grid leaves open.
 
     Args:
         runs: a sweep with the axis `learning_rate`.
         event: "diverges", or "rises" (any step raised the loss: divergence included).
 
     Returns:
-        Dataset over the other axes with `critical_learning_rate`, `below`, `above` (..., seed), `median`, `low`, `high`, `coverage`. A seed
-        without the event on the grid counts as inf, one with it at the smallest rate as 0. `predicted` is the rate at which the
-        sharpness at step 0 equals the threshold (2 / sharpness for gradient descent), where sharpness was recorded;
-        `last_safe_learning_rate` is the largest rate without the event: above the critical one where the boundary is not
-        a single point.
+        Dataset over the other axes with `critical_learning_rate`, `below`, `above` (..., seed), `median`, `low`,
+        `high`, `coverage`. A seed without the event on the grid counts as inf, one with it at the smallest rate as 0.
+        `predicted` is the rate at which the sharpness at step 0 equals the threshold (2 / sharpness for gradient
+        descent), where sharpness was recorded; `last_safe_learning_rate` is the largest rate without the event: above
+        the critical one where the boundary is not a single point.
 
     Raises:
         ValueError: if there is no such axis, or for an unknown event.
@@ -128,10 +133,18 @@ def critical_learning_rate(runs: xr.Dataset, event: Event = "diverges") -> xr.Da
     coordinates = {dim: runs[dim] for dim in dims}
     result = xr.Dataset(
         {
-            "critical_learning_rate": (dims, critical, {"units": "1", "description": f"smallest rate that {event}, per seed"}),
+            "critical_learning_rate": (
+                dims,
+                critical,
+                {"units": "1", "description": f"smallest rate that {event}, per seed"},
+            ),
             "below": (dims, below, {"units": "1", "description": "last rate of the grid before the critical one"}),
             "above": (dims, above, {"units": "1", "description": "first rate of the grid past the critical one"}),
-            "last_safe_learning_rate": (dims, last_safe, {"units": "1", "description": "largest rate without the event"}),
+            "last_safe_learning_rate": (
+                dims,
+                last_safe,
+                {"units": "1", "description": "largest rate without the event"},
+            ),
         },
         coordinates,
         {**runs.attrs, "event": event},
@@ -155,8 +168,8 @@ def critical_learning_rate(runs: xr.Dataset, event: Event = "diverges") -> xr.Da
 def median_over_seeds(values: xr.DataArray) -> dict[str, xr.DataArray]:
     """Take the median over the dim `seed` with its interval: `median`, `low`, `high`, `coverage`.
 
-    Equation: [low, high] = [x_(k), x_(n+1-k)], the narrowest such pair with 1 - 2 P(Binomial(n, 1/2) < k) at least 95 %;
-    the full range where there are too few seeds for that, with the coverage it has.
+    Equation: [low, high] = [x_(k), x_(n+1-k)], the narrowest such pair with 1 - 2 P(Binomial(n, 1/2) < k) at least 95
+    %; the full range where there are too few seeds for that, with the coverage it has.
     """
     count = values.sizes["seed"]
     ordered = np.sort(values.transpose(..., "seed").values, axis=-1)
@@ -168,11 +181,16 @@ def median_over_seeds(values: xr.DataArray) -> dict[str, xr.DataArray]:
     about = {"median": "median over seeds", "low": "lower end of the interval of the median", "high": "upper end"}
     found = {
         name: xr.DataArray(
-            ordered[..., index], {dim: values[dim] for dim in dims}, dims, attrs={"units": "1", "description": about[name]}
+            ordered[..., index],
+            {dim: values[dim] for dim in dims},
+            dims,
+            attrs={"units": "1", "description": about[name]},
         )
         for name, index in picks.items()
     }
-    found["coverage"] = xr.DataArray(coverage, attrs={"units": "1", "description": "probability that [low, high] holds the median"})
+    found["coverage"] = xr.DataArray(
+        coverage, attrs={"units": "1", "description": "probability that [low, high] holds the median"}
+    )
     return found
 
 
@@ -185,6 +203,7 @@ def _order_statistic(count: int) -> int:
 
 
 def _binomial_coverage(count: int, below: int) -> float:
-    """Probability that the k-th smallest and k-th largest of n draws enclose the median: 1 - 2 P(Binomial(n, 1/2) <= k)."""
+    """Probability that the k-th smallest and k-th largest of n draws enclose the median: 1 - 2 P(Binomial(n, 1/2) <=
+    k)."""
     tail = sum(math.comb(count, i) for i in range(below + 1)) / 2**count
     return max(0.0, 1 - 2 * tail)

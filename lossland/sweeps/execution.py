@@ -10,11 +10,12 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import jax
-import jaxlib
+import jax.numpy as jnp
 import numpy as np
 import optax
 import xarray as xr
@@ -23,7 +24,7 @@ import lossland
 from lossland import thresholds
 from lossland.optimizers import Optimizer, as_optimizer
 from lossland.problems.problem import Problem
-from lossland.sweeps.plan import Plan, default_lane_width, make_plan
+from lossland.sweeps.plan import Device, Plan, default_lane_width, make_plan
 from lossland.sweeps.probes import Probe, as_probes
 from lossland.sweeps.store import Store
 from lossland.sweeps.sweep import Sweep
@@ -34,7 +35,8 @@ BLOCK = 256
 """Hyperparameter points whose thresholds are computed together."""
 ProgressCallback = Callable[[int, int, int], None]
 MATMUL_PRECISION = "highest"
-"""Accelerators multiply float32 matrices in fewer bits by default, which would measure the curvature of another function."""
+"""Accelerators multiply float32 matrices in fewer bits by default, which would measure the curvature of another
+function."""
 
 
 def run(
@@ -52,8 +54,8 @@ def run(
 
     Args:
         problem: what is trained.
-        optimizer: an optax factory such as `optax.sgd`, an `ll.Optimizer` with some arguments fixed, or a finished optax
-            transformation.
+        optimizer: an optax factory such as `optax.sgd`, an `ll.Optimizer` with some arguments fixed, or a finished
+            optax transformation.
         sweep: the grid. Each axis is an argument of the optimizer or of the problem.
         probes: built-in names ("loss", "gradient_norm", "gradient_curvature", "sharpness"), functions
             `probe(problem, optimizer, state) -> array or dict`, or `ll.Probe` objects.
@@ -100,7 +102,9 @@ def axis_owners(problem: Problem, optimizer: Optimizer, sweep: Sweep) -> dict[st
     for name in sweep.axes:
         in_problem, in_optimizer = name in problem.arguments, name in optimizer.argument_names
         if in_problem and in_optimizer:
-            raise ValueError(f"axes: {name!r} is an argument of both problem {problem.name} and optimizer {optimizer.name}")
+            raise ValueError(
+                f"axes: {name!r} is an argument of both problem {problem.name} and optimizer {optimizer.name}"
+            )
         if not (in_problem or in_optimizer):
             raise ValueError(
                 f"axes: {name!r} is no argument of optimizer {optimizer.name} (it has "
@@ -152,11 +156,13 @@ class _Job:
         index = np.minimum(index, runs.stop - 1)  # padding repeats the last run
         shape = (num_chunks, self.plan.lane_width)
         everything = {name: values[index].reshape(shape) for name, values in self.hyperparameters.items()}
-        for_problem = {name: everything[name].astype(np.float32) for name in everything if name in self.problem.arguments}
+        for_problem = {
+            name: everything[name].astype(np.float32) for name in everything if name in self.problem.arguments
+        }
         for_training = {name: values.astype(self.sweep.dtype) for name, values in everything.items()}
         return for_training, for_problem, self.seeds[index].reshape(shape).astype(np.uint32)
 
-    def compute(self, runs: slice, num_chunks: int, device: jax.Device) -> dict[str, np.ndarray]:
+    def compute(self, runs: slice, num_chunks: int, device: Device) -> dict[str, np.ndarray]:
         """Train the runs of one tile on a device: {name: (run, ...)}."""
         width = self.plan.lane_width
         for_training, for_problem, seeds = self.arguments(runs, num_chunks)
@@ -270,11 +276,14 @@ def thresholds_of(optimizer: Optimizer, points: dict[str, np.ndarray], count: in
     attributes: dict[str, Any] = {"units": "loss / parameter^2", "preconditioned": 0}
     try:
         build = _builder(optimizer.factory, tuple(sorted(optimizer.arguments.items())))
-        certificate = thresholds.threshold(build, **{name: float(values[0]) for name, values in points.items()})
+        first: dict[str, Any] = {name: float(values[0]) for name, values in points.items()}
+        certificate = thresholds.threshold(build, **first)
         attributes["preconditioned"] = int(certificate.preconditioned)
         attributes["condition"] = certificate.condition
         if points:
-            values = np.concatenate([_block_of_thresholds(build, points, start, count) for start in range(0, count, BLOCK)])
+            values = np.concatenate(
+                [_block_of_thresholds(build, points, start, count) for start in range(0, count, BLOCK)]
+            )
         else:
             critical = certificate.critical_curvature
             values = np.full(count, np.nan if critical is None else critical)
@@ -297,7 +306,7 @@ def versions() -> dict[str, str]:
     return {
         "lossland": lossland.__version__,
         "jax": jax.__version__,
-        "jaxlib": jaxlib.__version__,
+        "jaxlib": metadata.version("jaxlib"),
         "optax": optax.__version__,
     }
 
@@ -312,14 +321,14 @@ def _in_precision(problem: Problem, dtype: str) -> Any:
     """The problem's data in the precision of the sweep, refused where it does not fit."""
 
     def convert(path: Any, leaf: np.ndarray) -> np.ndarray:
-        if not jax.dtypes.issubdtype(leaf.dtype, np.floating):
+        if not jnp.issubdtype(leaf.dtype, jnp.floating):
             return leaf.astype(jax.dtypes.canonicalize_dtype(leaf.dtype))
         with np.errstate(over="ignore"):
             converted = leaf.astype(dtype)
         if not np.isfinite(converted).all():
             raise ValueError(
-                f"data{jax.tree_util.keystr(path)}: values up to {np.abs(leaf).max():g} overflow {dtype}; rescale the data or "
-                "use dtype='float64'"
+                f"data{jax.tree_util.keystr(path)}: values up to {np.abs(leaf).max():g} overflow {dtype}; rescale them "
+                "or use dtype='float64'"
             )
         return converted
 
@@ -395,7 +404,7 @@ def _execute(job: _Job, layout: dict[str, Any], store: Store | None, progress: b
         job.compile(num_chunks)
     stop = threading.Event()
 
-    def work(tile: int, device: jax.Device) -> tuple[int, dict[str, np.ndarray]] | None:
+    def work(tile: int, device: Device) -> tuple[int, dict[str, np.ndarray]] | None:
         if stop.is_set():
             return None
         with numerics(sweep.dtype):
@@ -409,7 +418,7 @@ def _execute(job: _Job, layout: dict[str, Any], store: Store | None, progress: b
         with ThreadPoolExecutor(workers, thread_name_prefix="lossland") as pool:
             queue = iter(todo)
             free = [device for device in plan.devices for _ in range(plan.workers_per_device)]
-            pending: dict[Future[Any], jax.Device] = {}
+            pending: dict[Future[Any], Device] = {}
             try:
                 while True:
                     while free and (tile := next(queue, None)) is not None:

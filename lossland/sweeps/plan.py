@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from typing import Any
 
 import jax
+
+Device = Any  # jax.Device, which type checkers take for a variable
 
 ACCELERATOR_BUDGET = 2**32
 """Bytes of parameters, gradients and optimizer state that one wide chunk may take on an accelerator."""
@@ -21,7 +24,7 @@ class Plan:
 
     lane_width: int
     chunks_per_tile: int
-    devices: tuple[jax.Device, ...]
+    devices: tuple[Device, ...]
     workers_per_device: int
 
     @property

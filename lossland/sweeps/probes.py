@@ -39,9 +39,9 @@ class Probe:
 
     Args:
         name: what the records call it.
-        measure: `measure(problem, optimizer, state)`, an array or a dict of arrays. `problem` and `optimizer` come with the run's
-            hyperparameters decided: `problem.objective(params)` is the loss over the full data, `optimizer.update` one
-            optax update.
+        measure: `measure(problem, optimizer, state)`, an array or a dict of arrays. `problem` and `optimizer` come with
+            the run's hyperparameters decided: `problem.objective(params)` is the loss over the full data,
+            `optimizer.update` one optax update.
         units: record name -> units ("1" where there are none).
         descriptions: record name -> one sentence.
         dims: record name -> names of the value's own axes, after the step axis.
@@ -118,10 +118,10 @@ def gradient_curvature_probe() -> Probe:
 def sharpness_probe(tol: float = 1e-4, max_matvecs: int = 192) -> Probe:
     """Build the probe of the sharpness, the largest signed eigenvalue of the Hessian of the full-data objective.
 
-    Equation: sharpness = max over unit v of v.Hv, by Lanczos, started from the top directions of the previous record and
-    stopped when the residual |Hv - sharpness v| is at most `tol` times its magnitude. The residual bounds the distance
-    to the nearest eigenvalue. Beside the value stand `sharpness_residual` (same units), `sharpness_num_matvecs` and
-    `sharpness_converged`. Units: loss / parameter^2.
+    Equation: sharpness = max over unit v of v.Hv, by Lanczos, started from the top directions of the previous record
+    and stopped when the residual |Hv - sharpness v| is at most `tol` times its magnitude. The residual bounds the
+    distance to the nearest eigenvalue. Beside the value stand `sharpness_residual` (same units),
+    `sharpness_num_matvecs` and `sharpness_converged`. Units: loss / parameter^2.
     """
 
     def begin(problem: Problem, params: Any) -> jax.Array:
@@ -192,10 +192,14 @@ def _as_probe(probe: Any) -> Probe:
         return probe
     if isinstance(probe, str):
         if probe not in BUILT_IN:
-            raise ValueError(f"probes: no built-in probe {probe!r}; there are {', '.join(BUILT_IN)}, or pass a function")
+            raise ValueError(
+                f"probes: no built-in probe {probe!r}; there are {', '.join(BUILT_IN)}, or pass a function"
+            )
         return _built_in(probe)
     if not callable(probe):
-        raise ValueError(f"probes: expected a name or a function (problem, optimizer, state), got {type(probe).__name__}")
+        raise ValueError(
+            f"probes: expected a name or a function (problem, optimizer, state), got {type(probe).__name__}"
+        )
     try:
         inspect.signature(probe).bind(None, None, None)
     except TypeError as error:

@@ -114,9 +114,13 @@ class Store:
                 arrays = {name: file[name] for name in file.files}  # zip checks every member's CRC-32 on reading
             mark = arrays.pop(IDENTITY).tobytes().decode()
         except (zipfile.BadZipFile, ValueError, KeyError, EOFError, OSError, UnicodeDecodeError) as error:
-            raise ValueError(f"{path} is damaged ({error}); delete it and run the sweep again to recompute it") from error
+            raise ValueError(
+                f"{path} is damaged ({error}); delete it and run the sweep again to recompute it"
+            ) from error
         if mark != f"{self.digest} {tile}":
-            raise ValueError(f"{path} belongs to another sweep or another place in it; delete it and run the sweep again")
+            raise ValueError(
+                f"{path} belongs to another sweep or another place in it; delete it and run the sweep again"
+            )
         return arrays
 
     def done(self) -> list[int]:

@@ -41,8 +41,8 @@ class Sweep:
 
     Args:
         axes: name -> values. A name is an argument of the optimizer's factory or of the problem.
-        seeds: distinct non-negative integers, or how many. A seed fixes the starting point whatever the hyperparameters.
-        num_steps: optimizer steps per run.
+        seeds: distinct non-negative integers, or how many. A seed fixes the starting point whatever the
+        hyperparameters. num_steps: optimizer steps per run.
         every: record before step 0, every, 2 every, ... and after the last step.
         dtype: precision of parameters, data and hyperparameters. Starting points are drawn in float32 and converted, so
             a seed means the same start in both.
@@ -138,7 +138,9 @@ def _axis(name: Any, values: Any) -> np.ndarray:
         raise ValueError(f"axes[{name!r}]: expected numbers, got dtype {array.dtype}")
     array = array.astype(np.float64)
     if array.ndim != 1 or array.size == 0:
-        raise ValueError(f"axes[{name!r}]: expected a non-empty one-dimensional list of values, got shape {array.shape}")
+        raise ValueError(
+            f"axes[{name!r}]: expected a non-empty one-dimensional list of values, got shape {array.shape}"
+        )
     if not np.isfinite(array).all():
         raise ValueError(f"axes[{name!r}]: expected finite values, got {array[~np.isfinite(array)][0]}")
     if np.unique(array).size != array.size:

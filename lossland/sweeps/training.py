@@ -224,7 +224,9 @@ def tile_program(
 
     def tile(num_chunks: jax.Array, hyperparameters: dict[str, jax.Array], params: Any, data: Any) -> Any:
         def at(index: Any) -> Any:
-            return jax.tree.map(lambda leaf: lax.dynamic_index_in_dim(leaf, index, keepdims=False), (hyperparameters, params))
+            return jax.tree.map(
+                lambda leaf: lax.dynamic_index_in_dim(leaf, index, keepdims=False), (hyperparameters, params)
+            )
 
         shapes = jax.eval_shape(lambda: chunk(*at(0), data))
         chunks = jax.tree.leaves(params)[0].shape[0]
@@ -232,7 +234,9 @@ def tile_program(
 
         def body(index: jax.Array, outputs: Any) -> Any:
             results = chunk(*at(index), data)
-            return jax.tree.map(lambda kept, new: lax.dynamic_update_index_in_dim(kept, new, index, 0), outputs, results)
+            return jax.tree.map(
+                lambda kept, new: lax.dynamic_update_index_in_dim(kept, new, index, 0), outputs, results
+            )
 
         return lax.fori_loop(0, num_chunks, body, outputs)
 

@@ -45,7 +45,16 @@ class TestRecords:
         for name, values in {**runs.data_vars, **runs.coords}.items():
             assert values.attrs.get("units"), name
             assert len(values.attrs.get("description", "")) > 5, name
-        for name in ("problem", "optimizer", "sweep", "lane_width", "dtype", "matmul_precision", "jax_version", "platform"):
+        for name in (
+            "problem",
+            "optimizer",
+            "sweep",
+            "lane_width",
+            "dtype",
+            "matmul_precision",
+            "jax_version",
+            "platform",
+        ):
             assert runs.attrs[name], name
 
     def test_status_codes_are_named(self, runs):
@@ -286,11 +295,12 @@ class TestInput:
             ll.run(problem, optax.sgd, ll.Sweep({"learning_rate": [0.1]}, 1, 2, 1))
 
 
-class TestDisk:
-    SWEEP = {"axes": {"learning_rate": RATES}, "seeds": 5, "num_steps": 20, "every": 5, "lane_width": 4}
+SMALL = {"axes": {"learning_rate": RATES}, "seeds": 5, "num_steps": 20, "every": 5, "lane_width": 4}
 
+
+class TestDisk:
     def run(self, out, **options):
-        return ll.run(problem_named("cubic"), optax.sgd, ll.Sweep(**{**self.SWEEP, **options}), ["loss", "sharpness"], out)
+        return ll.run(problem_named("cubic"), optax.sgd, ll.Sweep(**{**SMALL, **options}), ["loss", "sharpness"], out)
 
     def test_load_brings_back_the_dataset(self, tmp_path):
         runs = self.run(tmp_path / "runs")
@@ -319,7 +329,7 @@ class TestDisk:
             if done >= total // 3:
                 raise Stop
 
-        sweep = ll.Sweep(**self.SWEEP)
+        sweep = ll.Sweep(**SMALL)
         with pytest.raises(Stop):
             ll.run(problem_named("cubic"), optax.sgd, sweep, ["loss"], tmp_path, progress=stop)
         partial = ll.load(tmp_path)
@@ -335,7 +345,7 @@ class TestDisk:
         with pytest.raises(ValueError, match="holds another sweep"):
             self.run(tmp_path, num_steps=25)
         with pytest.raises(ValueError, match="problem"):
-            ll.run(problem_named("line"), optax.sgd, ll.Sweep(**self.SWEEP), ["loss", "sharpness"], tmp_path)
+            ll.run(problem_named("line"), optax.sgd, ll.Sweep(**SMALL), ["loss", "sharpness"], tmp_path)
         assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
     def test_a_folder_with_other_things_is_refused(self, tmp_path):
@@ -366,7 +376,7 @@ class TestDisk:
         ll.run(
             problem_named("cubic"),
             optax.sgd,
-            ll.Sweep(**self.SWEEP),
+            ll.Sweep(**SMALL),
             progress=lambda done, diverged, total: seen.append((done, diverged, total)),
         )
         assert seen[-1] == (60, int((runs["status"] == ll.Outcome.diverged).sum()), 60)

@@ -35,7 +35,8 @@ def test_json_form_is_exact_and_canonical():
 
 
 @pytest.mark.parametrize(
-    "change", [{"seeds": 3}, {"num_steps": 11}, {"every": 2}, {"dtype": "float64"}, {"lane_width": 4}, {"freeze": False}]
+    "change",
+    [{"seeds": 3}, {"num_steps": 11}, {"every": 2}, {"dtype": "float64"}, {"lane_width": 4}, {"freeze": False}],
 )
 def test_fingerprint_changes_with_every_field(change):
     base = {"axes": {"learning_rate": [0.1]}, "seeds": 2, "num_steps": 10, "every": 5}
