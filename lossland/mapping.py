@@ -53,6 +53,8 @@ def map_problem(
     fixed = {key: _number(f"--fix {key}", text) for key, text in map(_assignment, fix)}
     problem, factory = _fix(problems.named(name, **dict(map(_option, option))), Optimizer(factory), fixed)
     axes = {key: parse_values(key, [text]) for key, text in map(_assignment, axis)}
+    if len(axes) > 1 or "learning_rate" in axes:
+        raise ValueError(f"--axis: a map has the learning rate and at most one other axis, got {', '.join(axes)}")
     rates = parse_values("learning_rate", learning_rate) if learning_rate else predicted_rates(problem, factory)
     sweep = Sweep({"learning_rate": rates, **axes}, seeds, steps, every or max(1, steps // NUM_RECORDS), dtype)
     folder = _folder(out, name)

@@ -1,24 +1,23 @@
-"""Lanczos on flat vectors: the one solver behind every eigenvalue of the library.
+"""One top eigenvalue along training: three-term Lanczos on flat vectors, warm-started, stopped on its residual.
 
-`top_eigenpair` is the solver of the training engine: one eigenvalue, no reorthogonalisation, warm start, written so
-that a `vmap` over runs copies nothing large. `extremal_eigenpairs` finds several, with reorthogonalisation, thick
-restart and a search for multiple eigenvalues. Both stop on the residual, never on the change of a value.
+Written for a tile of runs: a `vmap` over runs copies nothing large, and the tridiagonal eigenproblem of a step costs a
+few microseconds (bisection on pivots; no dense eigensolver). For several eigenvalues: `thick_restart`.
 
 Source: Paige 1972 (the three-term recurrence in finite precision); Parlett 1998, *The Symmetric Eigenvalue Problem*,
-chapters 7 and 13; Wu and Simon 2000 (thick restart).
+chapters 3 and 13; Dhillon 1997 (eigenvectors of a tridiagonal matrix from its pivots).
 """
 
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
 MAX_BASIS_BYTES = 2**28
 ROUNDING_UNITS = 32  # of eps * ||H||: what a float Hessian product cannot resolve; residuals below it are zero
 _POINTS = 16  # shifts tried at once in a multisection: one vector register, 4 bits a round
+_NUM_INVERSIONS = 3
 _MIXTURE = (1.0, 0.3, 0.01)  # weights of the top Ritz vectors in a warm start: it holds those about to overtake
 _NOISE = 0.05  # norm of the noise in a warm start: escapes exact invariance, costs less than a product
 
@@ -56,6 +55,7 @@ class _Cycle(NamedTuple):
     basis: Array
     vector: Array
     previous: Array
+    beta_last: Array
     alpha: Array
     beta: Array
     count: Array
@@ -98,17 +98,17 @@ def top_eigenpair(
 
     H V = V T + beta v e_last^T; a Ritz pair (theta, s) of T has ||H V s - theta V s|| = beta |s_last|. The lane stops
     when that is <= tol |theta| and the estimated error of the value, min(r, r^2 / gap), is <= max(5 tol^2, 32 eps)
-    |theta|; or when it is below what the precision resolves, 32 eps ||T||: an invariant subspace (zero matrix, low rank,
-    1 x 1) ends there. A full basis restarts from the best Ritz vector, until `max_matvecs`.
+    |theta|; or when it is below what the precision resolves, 32 eps ||T||: an invariant subspace (zero matrix, low
+    rank, 1 x 1) ends there. A full basis restarts from the best Ritz vector, until `max_matvecs`.
 
     matvec_flat: `Float[Array, "p"] -> Float[Array, "p"]`. start: `Float[Array, "p"]`, any norm: a random vector, or the
     `next_start` of a previous point, which is the sum of the top three Ritz vectors plus noise: one old vector alone
     certifies the second eigenvalue after a crossing. tol: relative to |theta|.
 
-    Under `jax.vmap(..., axis_name="lanes")` pass `any_lane=lambda active: lax.pmax(active.astype("int32"), "lanes") > 0`:
-    the loop then has one predicate for all lanes and no `select` runs over the basis. A lane's result is fixed at its
-    own stopping step, whatever its neighbours do. A lane whose product is not finite stops at once with value NaN and
-    `converged` False; its `next_start` is finite again.
+    Under `jax.vmap(..., axis_name="lanes")` pass `any_lane=lambda active: lax.pmax(active.astype("int32"), "lanes") >
+    0`: the loop then has one predicate for all lanes and no `select` runs over the basis. A lane's result is fixed at
+    its own stopping step, whatever its neighbours do. A lane whose product is not finite stops at once with value NaN
+    and `converged` False; its `next_start` is finite again.
 
     Raises ValueError where `start` is not a vector of floats or a number is out of range.
     """
@@ -124,25 +124,26 @@ def top_eigenpair(
 
     def step(state: _Cycle) -> _Cycle:
         basis = lax.dynamic_update_index_in_dim(state.basis, state.vector, state.step, 0)
-        beta_before = jnp.where(state.step > 0, state.beta[state.step - 1], 0)
-        product = matvec_flat(state.vector) - beta_before * state.previous
-        alpha_new = jnp.vdot(state.vector, product)
+        product = matvec_flat(state.vector) - state.beta_last * state.previous
+        alpha_new = dot(state.vector, product)
         product = product - alpha_new * state.vector
         beta_new = jnp.linalg.norm(product)
         finite = jnp.isfinite(alpha_new) & jnp.isfinite(beta_new)
         write = state.active & finite
-        alpha = jnp.where(write, state.alpha.at[state.step].set(alpha_new), state.alpha)
-        beta = jnp.where(write, state.beta.at[state.step].set(beta_new), state.beta)
+        is_last = write & (jnp.arange(size) == state.step)
+        alpha = jnp.where(is_last, alpha_new, state.alpha)
+        beta = jnp.where(is_last, beta_new, state.beta)
         count = jnp.where(write, state.step + 1, state.count)
         matrix = _scaled(alpha, beta, count, state.step + 1)
-        low, high, residual, accurate = _top_ritz_value(matrix, beta, state.low, tol)
+        low, high, residual, accurate = _analyse(matrix, beta_new, state.low, tol)
         active = write & ~accurate
         next_vector = jnp.where(active, product / jnp.where(beta_new > 0, beta_new, 1), 0)
         return _Cycle(
             step=state.step + 1,
             basis=basis,
             vector=next_vector,
-            previous=jnp.where(active, state.vector, 0),
+            previous=state.vector,
+            beta_last=jnp.where(active, beta_new, 0),
             alpha=alpha,
             beta=beta,
             count=count,
@@ -159,6 +160,7 @@ def top_eigenpair(
             basis=solve.basis,
             vector=jnp.where(solve.active, solve.start, 0),
             previous=jnp.zeros(num_params, dtype),
+            beta_last=jnp.zeros((), dtype),
             alpha=jnp.zeros(size, dtype),
             beta=jnp.zeros(size, dtype),
             count=jnp.zeros((), jnp.int32),
@@ -171,7 +173,7 @@ def top_eigenpair(
         limit = jnp.minimum(size, max_matvecs - solve.total)
         end = lax.while_loop(lambda state: any_lane(state.active) & (state.step < limit), step, begin)
         matrix = _scaled(end.alpha, end.beta, end.count, end.step)
-        value, weights = _ritz_pairs(matrix, end.low, end.high)
+        value, weights = _ritz_pairs(matrix, end.high)
         vector, mixture = _combine(end.basis, weights, end.count, end.step)
         # The bits of the value as seed: new noise at every point of a trajectory, the same in a rerun.
         seed = lax.bitcast_convert_type(value.astype(jnp.float32), jnp.uint32)
@@ -186,7 +188,9 @@ def top_eigenpair(
             converged=~end.active & ~end.failed,
             next_start=next_start,
         )
-        pair = TopEigenpair(*(jnp.where(solve.active, fresh, kept) for fresh, kept in zip(new, solve.pair, strict=True)))
+        pair = TopEigenpair(
+            *(jnp.where(solve.active, fresh, kept) for fresh, kept in zip(new, solve.pair, strict=True))
+        )
         return _Solve(solve.total + end.step, end.basis, vector, pair, end.active)
 
     zero = jnp.zeros((), dtype)
@@ -206,7 +210,7 @@ def top_eigenpair(
 def _combine(basis: Array, weights: Array, count: Array, num_rows: Array) -> tuple[Array, Array]:
     """Return the top Ritz vector and the sum of the top ones, reading only the rows that were written."""
     mixture = jnp.asarray(_MIXTURE[: weights.shape[0]], weights.dtype)
-    mixed = jnp.stack([weights[0], mixture @ weights])
+    mixed = jnp.stack([weights[0], dot(mixture, weights)])
 
     def add(row: Array, sums: Array) -> Array:
         # `where`, not a zero weight: a finished lane must not even have the sign of a zero changed by its neighbours.
@@ -218,6 +222,11 @@ def _combine(basis: Array, weights: Array, count: Array, num_rows: Array) -> tup
         (jnp.zeros((), jnp.int32), jnp.zeros((2, basis.shape[1]), basis.dtype)),
     )
     return unit(sums[0]), unit(sums[1])
+
+
+def dot(left: Array, right: Array) -> Array:
+    """Multiply matrices or vectors in full precision on every device."""
+    return jnp.matmul(left, right, precision=lax.Precision.HIGHEST)
 
 
 def unit(vector: Array) -> Array:
@@ -252,64 +261,11 @@ def _scaled(alpha: Array, beta: Array, count: Array, num_rows: Array) -> _Tridia
     return _Tridiagonal(jnp.where(index < count, alpha / scale, -4), beta / scale, count, num_rows, scale)
 
 
-def _pivots_from_below(matrix: _Tridiagonal, shift: Array, combine: Callable[..., Any], initial: Any) -> Any:
-    """Fold over the pivots e_i = shift - alpha_i - beta_i^2 / e_{i+1} of shift I - T, from the last row up to the first.
+def _analyse(matrix: _Tridiagonal, beta: Array, known: Array, tol: float) -> tuple[Array, Array, Array, Array]:
+    """Bracket the largest eigenvalue of T; return low, high, the residual beta |s_last|, and whether both are accurate.
 
-    As many pivots are negative as T has eigenvalues > shift. Bottom up, because the top eigenvector of a converged T
-    decays downwards: s_{i+1} = s_i beta_i / e_{i+1} is then accurate in relative terms down to the last component, which
-    is the residual. combine: (carry, pivot, row) -> carry.
-    """
-
-    def visit(index: Array, state: tuple[Array, Any]) -> tuple[Array, Any]:
-        below, carry = state
-        row = matrix.num_rows - 1 - index
-        pivot = shift - matrix.diagonal[row] - matrix.off_diagonal[row] ** 2 / below
-        return pivot, combine(carry, pivot, row)
-
-    return lax.fori_loop(0, matrix.num_rows, visit, (jnp.ones_like(shift), initial))[1]
-
-
-def _exceeds_all(matrix: _Tridiagonal, shift: Array) -> Array:
-    """Return whether shift > every eigenvalue of T: all pivots positive (a NaN, 0 / 0, counts as not)."""
-    smallest = _pivots_from_below(
-        matrix, shift, lambda carry, pivot, _: jnp.minimum(carry, pivot), jnp.full_like(shift, jnp.inf)
-    )
-    return smallest > 0
-
-
-def _num_above(matrix: _Tridiagonal, shift: Array) -> Array:
-    """Count the eigenvalues of T that are > shift."""
-    return _pivots_from_below(
-        matrix, shift, lambda carry, pivot, _: carry + (pivot < 0), jnp.zeros(shift.shape, jnp.int32)
-    )
-
-
-def _multisect(
-    is_above: Callable[[Array], Array], low: Array, high: Array, bits: int, points: int = _POINTS
-) -> tuple[Array, Array]:
-    """Shrink the brackets (low, high] of the least shifts that `is_above` accepts by 2^bits.
-
-    low, high: `Float[Array, "..."]`; is_above: shifts `Float[Array, "... points"]` -> bool.
-    """
-    fractions = jnp.arange(1, points + 1, dtype=low.dtype) / (points + 1)
-
-    def shrink(_: Any, bracket: tuple[Array, Array]) -> tuple[Array, Array]:
-        low, high = bracket
-        shifts = low[..., None] + (high - low)[..., None] * fractions
-        above = is_above(shifts)
-        new_low = jnp.maximum(low, jnp.max(jnp.where(above, low[..., None], shifts), axis=-1))
-        new_high = jnp.minimum(high, jnp.min(jnp.where(above, shifts, high[..., None]), axis=-1))
-        return jnp.minimum(new_low, new_high), new_high
-
-    return lax.fori_loop(0, math.ceil(bits / math.log2(points + 1)), shrink, (low, high))
-
-
-def _top_ritz_value(
-    matrix: _Tridiagonal, beta: Array, known: Array, tol: float
-) -> tuple[Array, Array, Array, Array]:
-    """Bracket the largest eigenvalue of T; return the bracket, the residual beta |s_last|, and whether both are accurate.
-
-    known: a lower bound, from T without its last row. The bracket is as narrow as the stopping rule needs.
+    beta: norm of what the last product left over; known: a lower bound, from T without its last row. The bracket is as narrow as the stopping rule needs: it is shrunk
+    by trying 16 shifts at once; a shift exceeds all eigenvalues if all pivots are positive.
     """
     dtype = matrix.diagonal.dtype
     eps = float(jnp.finfo(dtype).eps)
@@ -321,80 +277,93 @@ def _top_ritz_value(
     # Interlacing: T's top eigenvalue is above the one without its last row, and below that of the 2 x 2 matrix in which
     # the last row couples to it with all its strength.
     known = jnp.where(last > 0, jnp.maximum(known / matrix.scale, -1), alpha_last)
-    high = 0.5 * (known + alpha_last) + jnp.hypot(0.5 * (known - alpha_last), beta_before)
-    low = jnp.maximum(known, alpha_last)
-    low, high = _multisect(
-        lambda shifts: _exceeds_all(matrix, shifts), low - 4 * eps, high + 8 * eps, _bracket_bits(dtype, tol)
-    )
+    low = jnp.maximum(known, alpha_last) - 4 * eps
+    high = 0.5 * (known + alpha_last) + jnp.hypot(0.5 * (known - alpha_last), beta_before) + 8 * eps
+    bits = min(math.ceil(-math.log2(tol)) + 4, jnp.finfo(dtype).nmant + 3)
+    num_rounds = math.ceil(bits / math.log2(_POINTS + 1))
+    fractions = jnp.arange(1, _POINTS + 1, dtype=dtype) / (_POINTS + 1)
+    coupling = beta / matrix.scale
+    coupling = jnp.where(coupling <= rounding, 0, coupling)
 
-    def accumulate(carry: tuple[Array, Array], pivot: Array, row: Array) -> tuple[Array, Array]:
-        # share: (s_last / s_i)^2 / weight; weight: sum over k >= i of (s_k / s_i)^2.
-        share, weight = carry
-        is_inside = (row > 0) & (row <= last)
-        grown = (matrix.off_diagonal[row - 1] / jnp.maximum(pivot, eps**2)) ** 2 * weight
+    def visit(index: Array, state: tuple[Array, ...], shifts: Array) -> tuple[Array, ...]:
+        below, smallest, num_above, share, weight = state
+        row = matrix.num_rows - 1 - index
+        pivot = shifts - matrix.diagonal[row] - matrix.off_diagonal[row] ** 2 / below
+        # share: (s_last / s_i)^2 / weight; weight: sum over k >= i of (s_k / s_i)^2, in units that do not overflow.
+        ratio = jnp.where((row > 0) & (row <= last), matrix.off_diagonal[row - 1], 0) / jnp.maximum(pivot, eps**2)
+        grown = ratio**2 * weight
+        share = jnp.where(row <= last, share * jnp.where(row > 0, grown / (1 + grown), 1), share)
+        weight = jnp.minimum(1 + grown, 1e30)
+        return pivot, jnp.minimum(smallest, pivot), num_above + (pivot < 0), share, weight
+
+    def shrink(index: Array, state: tuple[Array, ...]) -> tuple[Array, ...]:
+        low, high, residual, _ = state
+        # After the bracket, the last two rounds: the residual at its upper end, then how many eigenvalues are so close
+        # below its lower end that they would spoil the error r^2 / gap of the value.
+        spoiled = low - residual**2 / (value_tol * _least_modulus(low, high) + eps**2)
+        shifts = jnp.where(
+            index < num_rounds, low + (high - low) * fractions, jnp.where(index == num_rounds, high, spoiled)
+        )
+        one = jnp.ones_like(shifts)
+        begin = (one, one, jnp.zeros(shifts.shape, jnp.int32), one, one)
+        end = lax.fori_loop(0, matrix.num_rows, lambda index, state: visit(index, state, shifts), begin)
+        _, smallest, num_above, share, _ = end
+        is_above = smallest > 0
+        new_high = jnp.minimum(high, jnp.min(jnp.where(is_above, shifts, high)))
+        new_low = jnp.minimum(new_high, jnp.maximum(low, jnp.max(jnp.where(is_above, low, shifts))))
+        is_bracketing = index < num_rounds
         return (
-            jnp.where(is_inside, share * (grown / (1 + grown)), share),
-            jnp.where(is_inside, jnp.minimum(1 + grown, 1e30), weight),
+            jnp.where(is_bracketing, new_low, low),
+            jnp.where(is_bracketing, new_high, high),
+            jnp.where(index == num_rounds, coupling * jnp.sqrt(share[0]), residual),
+            num_above[0],
         )
 
-    one = jnp.ones((), dtype)
-    share, _ = _pivots_from_below(matrix, high, accumulate, (one, one))
-    coupling = beta[last] / matrix.scale
-    residual = jnp.where(coupling <= rounding, 0, coupling * jnp.sqrt(share))
-    size = jnp.where(low * high > 0, jnp.minimum(jnp.abs(low), jnp.abs(high)), 0)
-    # min(r, r^2 / gap) <= value_tol |theta|, with the gap to the second Ritz value tested by one count of pivots.
-    is_isolated = _num_above(matrix, low - residual**2 / (value_tol * size + eps**2)) <= 1
-    is_accurate = (residual <= tol * size) & (is_isolated | (residual <= value_tol * size))
+    begin = (low, high, coupling, jnp.zeros((), jnp.int32))
+    low, high, residual, num_close = lax.fori_loop(0, num_rounds + 2, shrink, begin)
+    size = _least_modulus(low, high)
+    is_accurate = (residual <= tol * size) & ((num_close <= 1) | (residual <= value_tol * size))
     is_accurate = is_accurate | (residual <= rounding)
     return low * matrix.scale, high * matrix.scale, residual * matrix.scale, is_accurate
 
 
-def _bracket_bits(dtype: Any, tol: float) -> int:
-    return min(math.ceil(-math.log2(tol)) + 4, jnp.finfo(dtype).nmant + 3)
+def _least_modulus(low: Array, high: Array) -> Array:
+    return jnp.where(low * high > 0, jnp.minimum(jnp.abs(low), jnp.abs(high)), 0)
 
 
-def _ritz_pairs(matrix: _Tridiagonal, low: Array, high: Array) -> tuple[Array, Array]:
-    """Return T's largest eigenvalue and the eigenvectors of its top three: `Float[Array, "3 rows"]`, zero where T has fewer.
+def _ritz_pairs(matrix: _Tridiagonal, high: Array) -> tuple[Array, Array]:
+    """Return T's largest eigenvalue and the eigenvectors of about its top three: `Float[Array, "3 rows"]`.
 
-    low, high: a bracket of the largest, which is refined to the last bit; the others are located to 12 bits, enough for
-    inverse iteration.
+    high: an upper bound of the largest, close to it. Inverse iteration there, each vector orthogonal to those before:
+    the first is exact, the others lean towards the next eigenvectors, all that a start needs. Rows of zeros where T has
+    fewer.
     """
     size, dtype = matrix.diagonal.shape[0], matrix.diagonal.dtype
-    eps = float(jnp.finfo(dtype).eps)
+    num_vectors = min(len(_MIXTURE), size)
     inside = jnp.arange(size) < matrix.count
-    low, high = (jnp.where(jnp.isfinite(end), end / matrix.scale, 0) for end in (low, high))
-    low, high = _multisect(lambda shifts: _exceeds_all(matrix, shifts), low, high, jnp.finfo(dtype).nmant + 3)
-    top = (low + high) / 2
-    values = [high]
-    if size > 1:
-        # Two brackets of eight shifts share one pass: small loops stay in registers, larger ones do not.
-        order = jnp.repeat(jnp.arange(1, len(_MIXTURE)), _POINTS // 2)
-
-        def is_above(shifts: Array) -> Array:
-            return (_num_above(matrix, shifts.ravel()) <= order).reshape(shifts.shape)
-
-        low = jnp.full(len(_MIXTURE) - 1, -1 - eps, dtype)
-        low, high = _multisect(is_above, low, jnp.broadcast_to(top, low.shape), bits=12, points=_POINTS // 2)
-        values += list((low + high) / 2)
     zero = jnp.zeros(1, dtype)
     lower = jnp.concatenate([zero, matrix.off_diagonal[:-1]])
     upper = jnp.concatenate([matrix.off_diagonal[:-1], zero])
+    # A shift four rounding units off keeps the system regular and costs the vectors nothing.
+    shift = jnp.where(jnp.isfinite(high), high / matrix.scale, 0) + 4 * float(jnp.finfo(dtype).eps)
     # An irrational rotation: a constant right-hand side would be orthogonal to the odd eigenvectors of a symmetric T.
     seed = (0.5 + jnp.mod(0.6180339887 * jnp.arange(1, size + 1), 1)).astype(dtype)
-    shifts = jnp.stack(values)
 
     def invert(index: Array, vectors: Array) -> Array:
-        order = index // 2
-        vector = jnp.where(index % 2 == 0, jnp.where(inside & (order < matrix.count), seed, 0), vectors[order])
-        # A shift four rounding units off keeps the system regular and costs the vector nothing.
-        diagonal = matrix.diagonal - shifts[order] - 4 * eps
-        solved = lax.linalg.tridiagonal_solve(lower, diagonal, upper, vector[:, None])[:, 0]
-        solved = unit(jnp.where(jnp.isfinite(solved) & inside, solved, vector))
-        earlier = jnp.where((jnp.arange(len(values)) < order)[:, None], vectors, 0)
-        return vectors.at[order].set(unit(solved - earlier.T @ (earlier @ solved)))
+        order = index // _NUM_INVERSIONS
+        is_first = index % _NUM_INVERSIONS == 0
+        vector = jnp.where(is_first, jnp.where(inside & (order < matrix.count), seed, 0), vectors[order])
+        solved = lax.linalg.tridiagonal_solve(lower, matrix.diagonal - shift, upper, vector[:, None])[:, 0]
+        solved = jnp.where(jnp.isfinite(solved) & inside, solved, vector)
+        row = jnp.arange(num_vectors)[:, None]
+        overlaps = jnp.where(row < order, jnp.sum(vectors * solved, axis=1, keepdims=True), 0)
+        return jnp.where(row == order, unit(solved - jnp.sum(overlaps * vectors, axis=0)), vectors)
 
-    vectors = lax.fori_loop(0, 2 * len(values), invert, jnp.zeros((len(values), size), dtype))
-    return top * matrix.scale, vectors
+    begin = jnp.zeros((num_vectors, size), dtype)
+    vectors = lax.fori_loop(0, _NUM_INVERSIONS * num_vectors, invert, begin)
+    top = vectors[0]
+    value = jnp.sum(matrix.diagonal * top**2) + 2 * jnp.sum(matrix.off_diagonal[:-1] * top[:-1] * top[1:])
+    return value * matrix.scale, vectors
 
 
 def check_start(start: Array) -> None:

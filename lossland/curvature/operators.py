@@ -1,10 +1,11 @@
 """Products with second-derivative matrices, as functions from a pytree of parameters to a pytree like it.
 
-Nothing here forms a matrix but `dense`. A product is linearised once and holds no Python state, so it works under `jit`,
-`vmap`, `lax.map` and inside loops. Matrix products run in full precision unless the user has set
+Nothing here forms a matrix but `dense`. A product is linearised once and holds no Python state, so it works under
+`jit`, `vmap`, `lax.map` and inside loops. Matrix products run in full precision unless the user has set
 `jax_default_matmul_precision`: an accelerator's default would measure the curvature of another function.
 
-Sums and means over data are built in two steps: a `build(batch)` that returns the product on one batch, and `in_chunks`.
+Sums and means over data are built in two steps: a `build(batch)` that returns the product on one batch, and
+`in_chunks`.
 
 Source: Pearlmutter 1994 (Hessian products); Schraudolph 2002, Martens 2020 (Gauss-Newton and Fisher).
 """
@@ -27,7 +28,7 @@ MAX_DENSE_PARAMS = 30_000
 @contextlib.contextmanager
 def full_precision() -> Iterator[None]:
     """Trace matrix products in full precision, unless the user has chosen one."""
-    if jax.config.jax_default_matmul_precision is not None:
+    if jax.config.jax_default_matmul_precision is not None:  # pyright: ignore[reportAttributeAccessIssue]
         yield
         return
     with jax.default_matmul_precision("highest"):
@@ -38,8 +39,8 @@ def hessian(objective: Callable[[Params], Array], params: Params) -> Matvec:
     """Build the product v -> H v with the Hessian H = d^2 objective / d params^2 at `params`, linearised once.
 
     Forward over reverse: a product costs 1 to 2 gradients; the linearisation costs one and keeps its intermediates in
-    memory (for more data than fits, `in_chunks`). objective: params -> `Float[Array, ""]`, the full-batch training loss.
-    Units: [objective] / [params]^2: 2 / learning_rate is the threshold of gradient descent on this objective.
+    memory (for more data than fits, `in_chunks`). objective: params -> `Float[Array, ""]`, the full-batch training
+    loss. Units: [objective] / [params]^2: 2 / learning_rate is the threshold of gradient descent on this objective.
 
     Raises TypeError (from JAX) where the objective is not a real scalar.
     """
@@ -50,8 +51,8 @@ def hessian(objective: Callable[[Params], Array], params: Params) -> Matvec:
 def gauss_newton(predict: Callable[[Params], Any], loss: Callable[[Any], Array], params: Params) -> Matvec:
     """Build the product with the generalised Gauss-Newton matrix G = J^T (d^2 loss / d outputs^2) J, linearised once.
 
-    J = d predict / d params. The objective is loss(predict(params)); H - G is the part due to the curvature of the model.
-    predict: params -> pytree of outputs; loss: outputs -> `Float[Array, ""]`, targets and normalisation inside.
+    J = d predict / d params. The objective is loss(predict(params)); H - G is the part due to the curvature of the
+    model. predict: params -> pytree of outputs; loss: outputs -> `Float[Array, ""]`, targets and normalisation inside.
     """
     with full_precision():
         outputs, push = jax.linearize(predict, params)
@@ -97,8 +98,8 @@ def gaussian(means: Array, tangent: Array) -> Array:
 def empirical_fisher(example_losses: Callable[[Params], Array], params: Params) -> Matvec:
     """Build the product with the second moment of the examples' gradients, 1/n sum_i g_i g_i^T, linearised once.
 
-    example_losses: params -> `Float[Array, "n"]`. It is uncentred, and no approximation of the Hessian away from a minimum
-    that fits the labels.
+    example_losses: params -> `Float[Array, "n"]`. It is uncentred, and no approximation of the Hessian away from a
+    minimum that fits the labels.
 
     Raises ValueError where example_losses does not return a vector.
     """
@@ -136,9 +137,9 @@ def in_chunks(
 ) -> Matvec:
     """Build the product over all of `data` from products over chunks of it, exact also for a ragged last chunk.
 
-    H = sum_c w_c H_c with w_c = n_c / n for "mean", 1 for "sum". `reduction` says what the loss inside `build` does with
-    the examples of a batch, and has no default: the wrong one is off by the number of chunks. Memory: the intermediates
-    of one chunk; time: each product repeats the linearisation, so 2 to 3 gradients instead of 1 to 2.
+    H = sum_c w_c H_c with w_c = n_c / n for "mean", 1 for "sum". `reduction` says what the loss inside `build` does
+    with the examples of a batch, and has no default: the wrong one is off by the number of chunks. Memory: the
+    intermediates of one chunk; time: each product repeats the linearisation, so 2 to 3 gradients instead of 1 to 2.
 
     build: batch -> product, e.g. `lambda batch: hessian(lambda p: loss(p, batch), params)`.
     data: pytree of arrays with a common first axis, the examples. A subset is a slice of it.
@@ -154,8 +155,8 @@ def in_chunks(
     sizes = {leaf.shape[:1] for leaf in jax.tree.leaves(data)}
     if len(sizes) != 1 or sizes & {(), (0,)}:
         raise ValueError(
-            f"data: expected arrays with one common, non-empty first axis (the examples), got first axes {sorted(sizes)}; "
-            "close over anything that is not an example in `build`"
+            f"data: expected arrays with one common, non-empty first axis (the examples), "
+            f"got first axes {sorted(sizes)}; close over anything that is not an example in `build`"
         )
     num_examples = next(iter(sizes))[0]
     chunk_size = min(chunk_size, num_examples)
@@ -239,7 +240,8 @@ def flatten(matvec: Matvec, like: Params) -> tuple[Callable[[Array], Array], Cal
 def dense(matvec: Matvec, like: Params, *, batch_size: int = 64) -> Array:
     """Form the matrix of a product, for cross-checks: `Float[Array, "p p"]`, in the order of `ravel_pytree`.
 
-    Its columns are products with the unit vectors, `batch_size` at a time; nothing is symmetrised, so that a defect shows.
+    Its columns are products with the unit vectors, `batch_size` at a time; nothing is symmetrised, so that a defect
+    shows.
 
     Raises ValueError above 30,000 parameters.
     """

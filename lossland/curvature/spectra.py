@@ -1,7 +1,7 @@
 """What is asked of a second-derivative matrix: extreme eigenvalues, trace, density, curvature along a direction.
 
-"Top" and "lowest" are of the signed eigenvalues: of (-10, 2, 1) the top is 2, the lowest -10, the largest in magnitude -10.
-Sharpness is the top one. Nothing is returned without its own error: a residual, or a standard error.
+"Top" and "lowest" are of the signed eigenvalues: of (-10, 2, 1) the top is 2, the lowest -10, the largest in magnitude
+-10. Sharpness is the top one. Nothing is returned without its own error: a residual, or a standard error.
 
 Source: Wu and Simon 2000 (eigenpairs); Epperly, Tropp and Webber 2024 (trace); Golub and Welsch 1969, Ghorbani et al.
 2019 (density).
@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jax.flatten_util import ravel_pytree
 
-from lossland.curvature.lanczos import ROUNDING_UNITS, generic_vector, unit
+from lossland.curvature.lanczos import ROUNDING_UNITS, dot, generic_vector, unit
 from lossland.curvature.operators import Matvec, Params, flatten, hessian, negated
 from lossland.curvature.thick_restart import extremal_eigenpairs
 
@@ -24,9 +24,9 @@ from lossland.curvature.thick_restart import extremal_eigenpairs
 class Eigenpairs(NamedTuple):
     """Eigenvalues and what certifies them, most wanted first.
 
-    values: `Float[Array, "k"]`; vectors: pytree like the parameters with a leading axis k, orthonormal;
-    residuals: `Float[Array, "k"]`, bounds on ||H v - value v|| in the units of `values`: each value is within its residual
-    of an eigenvalue; num_matvecs: `Int[Array, ""]`, products used; converged: `Bool[Array, "k"]`.
+    values: `Float[Array, "k"]`; vectors: pytree like the parameters with a leading axis k, orthonormal; residuals:
+    `Float[Array, "k"]`, bounds on ||H v - value v|| in the units of `values`: each value is within its residual of an
+    eigenvalue; num_matvecs: `Int[Array, ""]`, products used; converged: `Bool[Array, "k"]`.
     """
 
     values: Array
@@ -37,7 +37,7 @@ class Eigenpairs(NamedTuple):
 
 
 class Estimate(NamedTuple):
-    """A random estimate: `value` and `standard_error`, both `Float[Array, ""]` in the same units, and the products used."""
+    """A random estimate: `value` and `standard_error`, `Float[Array, ""]` in the same units, and the products used."""
 
     value: Array
     standard_error: Array
@@ -49,8 +49,8 @@ class SpectralDensity(NamedTuple):
 
     grid: `Float[Array, "grid"]`, equidistant, in the units of the eigenvalues, over the whole spectrum and its blur;
     density, standard_error: `Float[Array, "grid"]`, means over cells of the grid, and errors over the random vectors;
-    nodes, weights: `Float[Array, "probe node"]`, the quadrature before the blur, weights of a probe summing to 1: a sum of
-    weights * f(nodes), averaged over the probes, estimates trace(f(H)) / p.
+    nodes, weights: `Float[Array, "probe node"]`, the quadrature before the blur, weights of a probe summing to 1: a sum
+    of weights * f(nodes), averaged over the probes, estimates trace(f(H)) / p.
     """
 
     grid: Array
@@ -78,8 +78,8 @@ def top_eigenpairs(
 ) -> Eigenpairs:
     """Find the k largest signed eigenvalues, largest first, each as often as it occurs.
 
-    H v = value v. Lanczos with full reorthogonalisation and thick restart; stops on residuals <= tol |value| and estimated
-    errors of the values <= max(5 tol^2, 32 eps) |value|, and searches for copies before it ends (k > 1).
+    H v = value v. Lanczos with full reorthogonalisation and thick restart; stops on residuals <= tol |value| and
+    estimated errors of the values <= max(5 tol^2, 32 eps) |value|, and searches for copies before it ends (k > 1).
 
     matvec: product with a symmetric matrix on pytrees like `like`, which gives shapes and dtype only. tol: relative; at
     1e-4 no top eigenvalue of 256 was missed, at 1e-3 one was. start: a pytree, by default a fixed generic vector; pass
@@ -103,7 +103,7 @@ def lowest_eigenpairs(
     max_matvecs: int = 1000,
     any_lane: Callable[[Array], Array] = lambda active: active,
 ) -> Eigenpairs:
-    """Find the k lowest signed eigenvalues (most negative first), not those smallest in magnitude: see `top_eigenpairs`."""
+    """Find the k lowest signed eigenvalues, most negative first, not smallest in magnitude: see `top_eigenpairs`."""
     pairs = top_eigenpairs(
         negated(matvec),
         like=like,
@@ -163,10 +163,10 @@ def _eigenpairs(
 def warm_start(pairs: Eigenpairs) -> Params:
     """Mix a start for a nearby point from its eigenpairs: the sum of all vectors and 5 % of noise.
 
-    One vector alone is an exact eigenvector of what may meanwhile be the second eigenvalue; the noise lets a pair in that
-    was not among the k. For k = 1, ask for two pairs, or use `lanczos.top_eigenpair`, which mixes its own.
+    One vector alone is an exact eigenvector of what may meanwhile be the second eigenvalue; the noise lets a pair in
+    that was not among the k. For k = 1, ask for two pairs, or use `lanczos.top_eigenpair`, which mixes its own.
     """
-    vectors, unravel = jax.vmap(lambda vector: ravel_pytree(vector)[0])(pairs.vectors), None
+    vectors = jax.vmap(lambda vector: ravel_pytree(vector)[0])(pairs.vectors)
     single = jax.tree.map(lambda leaf: leaf[0], pairs.vectors)
     _, unravel = ravel_pytree(single)
     seed = lax.bitcast_convert_type(pairs.values[0].astype(jnp.float32), jnp.uint32)
@@ -177,14 +177,14 @@ def warm_start(pairs: Eigenpairs) -> Params:
 def trace(matvec: Matvec, *, like: Params, key: Array, num_matvecs: int = 32) -> Estimate:
     """Estimate the trace of a symmetric matrix with XTrace: exchangeable, unbiased, exact for rank < num_matvecs / 2.
 
-    For each of s = num_matvecs / 2 random vectors w_i: the trace of H on the range of H applied to the other vectors, plus
-    w_i^T (I - Q_i Q_i^T) H (I - Q_i Q_i^T) w_i for the rest; the mean over i. standard_error: their spread / sqrt(s).
-    Memory: 2 s vectors. Batched over runs by `vmap` or `lax.map`.
+    For each of s = num_matvecs / 2 random vectors w_i: the trace of H on the range of H applied to the other vectors,
+    plus w_i^T (I - Q_i Q_i^T) H (I - Q_i Q_i^T) w_i for the rest; the mean over i. standard_error: their spread /
+    sqrt(s). Memory: 2 s vectors. Batched over runs by `vmap` or `lax.map`.
 
     Raises ValueError where num_matvecs < 4, or `like` is not of one real float dtype.
 
-    Source: Epperly, Tropp and Webber 2024, section 2, with the normalisation of section 2.3; the leave-one-out bases are
-    taken from complete QR factors, so that a matrix of low rank gives its trace and not NaN.
+    Source: Epperly, Tropp and Webber 2024, section 2, with the normalisation of section 2.3; the leave-one-out bases
+    are taken from complete QR factors, so that a matrix of low rank gives its trace and not NaN.
     """
     if num_matvecs < 4:
         raise ValueError(f"num_matvecs: expected at least 4, two for each of two random vectors, got {num_matvecs}")
@@ -195,8 +195,8 @@ def trace(matvec: Matvec, *, like: Params, key: Array, num_matvecs: int = 32) ->
     probes = jax.random.normal(key, (num_probes, num_params), dtype)
     images = lax.map(matvec_flat, probes)
     basis, factor = jnp.linalg.qr(images.T)
-    compressed = basis.T @ lax.map(matvec_flat, basis.T).T
-    components = basis.T @ probes.T
+    compressed = dot(basis.T, lax.map(matvec_flat, basis.T).T)
+    components = dot(basis.T, probes.T)
     total = jnp.trace(compressed)
 
     def leave_one_out(index: Array) -> Array:
@@ -204,12 +204,12 @@ def trace(matvec: Matvec, *, like: Params, key: Array, num_matvecs: int = 32) ->
         others = jnp.roll(others, -1 - index, axis=1)[:, : num_probes - 1]
         # The direction of the basis that only this probe contributes.
         missing = jnp.linalg.qr(others, mode="complete")[0][:, -1] if num_probes > 1 else jnp.ones(1, dtype)
-        inside = components[:, index] - missing * (missing @ components[:, index])
+        inside = components[:, index] - missing * dot(missing, components[:, index])
         probe = probes[index]
-        rest = probe @ images[index] - 2 * inside @ factor[:, index] + inside @ compressed @ inside
+        rest = dot(probe, images[index]) - 2 * dot(inside, factor[:, index]) + dot(inside, dot(compressed, inside))
         # ||w - Q u||^2 = ||w||^2 - ||u||^2. A sphere of the right radius in place of the Gaussian removes its spread.
-        squared = jnp.maximum(probe @ probe - inside @ inside, jnp.finfo(dtype).tiny)
-        return total - missing @ compressed @ missing + (num_params - num_probes + 1) / squared * rest
+        squared = jnp.maximum(dot(probe, probe) - dot(inside, inside), jnp.finfo(dtype).tiny)
+        return total - dot(missing, dot(compressed, missing)) + (num_params - num_probes + 1) / squared * rest
 
     estimates = jax.vmap(leave_one_out)(jnp.arange(num_probes))
     return _mean_over_probes(estimates, jnp.asarray(2 * num_probes, jnp.int32))
@@ -228,15 +228,20 @@ def spectral_density(
     """Estimate the density of eigenvalues with stochastic Lanczos quadrature, blurred by a Gaussian.
 
     density(x) = 1/p sum_i N(x; eigenvalue_i, (width * range)^2), estimated by num_probes random vectors with num_steps
-    products each; cells of the grid are integrated exactly, so the sum over the grid times its spacing is 1 whatever the
-    width. width: standard deviation of the blur in units of the range of the spectrum. Memory: three vectors: Lanczos runs
-    without reorthogonalisation, whose copies of converged eigenvalues share their weight and leave the density unchanged.
+    products each; cells of the grid are integrated exactly, so the sum over the grid times its spacing is 1 whatever
+    the width. width: standard deviation of the blur in units of the range of the spectrum. Memory: three vectors:
+    Lanczos runs without reorthogonalisation, whose copies of converged eigenvalues share their weight and leave the
+    density unchanged.
 
     Raises ValueError where a number is out of range, or `like` is not of one real float dtype.
 
     Source: Golub and Welsch 1969; Ghorbani, Krishnan and Xiao 2019; Chen, Trogdon and Ubaru 2022 (finite precision).
     """
-    for name, number, least in (("num_probes", num_probes, 2), ("num_steps", num_steps, 1), ("num_points", num_points, 2)):
+    for name, number, least in (
+        ("num_probes", num_probes, 2),
+        ("num_steps", num_steps, 1),
+        ("num_points", num_points, 2),
+    ):
         if number < least:
             raise ValueError(f"{name}: expected at least {least}, got {number}")
     if not width > 0:
@@ -261,7 +266,7 @@ def spectral_density(
     def blurred(pair: tuple[Array, Array]) -> Array:
         nodes, weights = pair
         reach = (edges[:, None] - nodes) / (deviation * math.sqrt(2))
-        return jnp.diff(0.5 * lax.erf(reach) @ weights) / (edges[1] - edges[0])
+        return jnp.diff(dot(0.5 * lax.erf(reach), weights)) / (edges[1] - edges[0])
 
     densities = lax.map(blurred, (nodes, weights))
     num_matvecs = jnp.asarray(num_probes * num_steps, jnp.int32)
@@ -277,10 +282,10 @@ def _gauss_quadrature(matvec_flat: Callable[[Array], Array], start: Array, num_s
     def step(state: tuple[Array, Array, Array, Array, Array], _: Any) -> tuple[Any, tuple[Array, Array, Array]]:
         vector, previous, beta, norm, alive = state
         product = matvec_flat(vector) - beta * previous
-        alpha = jnp.vdot(vector, product)
+        alpha = dot(vector, product)
         product = product - alpha * vector
         # A second time: close to an invariant subspace the rest is mostly rounding.
-        again = jnp.vdot(vector, product)
+        again = dot(vector, product)
         product = product - again * vector
         alpha = alpha + again
         beta = jnp.linalg.norm(product)

@@ -1,8 +1,8 @@
 """Several extremal eigenpairs at once: Lanczos with full reorthogonalisation, thick restart and a search for copies.
 
-One Krylov space sees every eigenvalue once, however often it occurs. When the wanted pairs have converged, the iteration
-therefore goes on from a random vector orthogonal to all it has, and ends only when that finds nothing that belongs among
-them: either its Krylov space is exhausted, or a bound on Lanczos from a random start says so.
+One Krylov space sees every eigenvalue once, however often it occurs. When the wanted pairs have converged, the
+iteration therefore goes on from a random vector orthogonal to all it has, and ends only when that finds nothing that
+belongs among them: either its Krylov space is exhausted, or a bound on Lanczos from a random start says so.
 
 Source: Wu and Simon 2000 (thick restart); Parlett 1998, sections 6.9 and 13.8 (twice is enough; residual bounds);
 Kuczynski and Wozniakowski 1992, theorem 3.2 (the bound).
@@ -15,9 +15,19 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jax import Array, lax
 
-from lossland.curvature.lanczos import ROUNDING_UNITS, basis_size, check_positive, check_start, generic_vector, unit
+from lossland.curvature.lanczos import (
+    ROUNDING_UNITS,
+    basis_size,
+    check_positive,
+    check_start,
+    dot,
+    generic_vector,
+    unit,
+)
 
-_BLOCK = 8  # basis rows per pass of the reorthogonalisation: its cost follows the rows in use, not the size of the basis
+_BLOCK = (
+    8  # basis rows per pass of the reorthogonalisation: its cost follows the rows in use, not the size of the basis
+)
 _MISS_PROBABILITY = 0.01  # that a copy of a wanted eigenvalue escapes the search
 
 
@@ -95,8 +105,9 @@ def extremal_eigenpairs(
     """Find the k eigenpairs of a symmetric matrix whose eigenvalues come first when sorted by `wanted`, largest first.
 
     A pair has converged when its residual is <= tol |value| and the estimated error of the value, min(r, r^2 / gap), is
-    <= max(5 tol^2, 32 eps) |value|; or when the residual is below what the precision resolves, 32 eps ||H||. Then copies
-    are searched for (see the module); the probability to miss one is about 1 %, and none where the space is exhausted.
+    <= max(5 tol^2, 32 eps) |value|; or when the residual is below what the precision resolves, 32 eps ||H||. Then
+    copies are searched for (see the module); the probability to miss one is about 1 %, and none where the space is
+    exhausted.
 
     matvec_flat: `Float[Array, "p"] -> Float[Array, "p"]`; start: `Float[Array, "p"]`; wanted: `Float[Array, "n"]` ->
     `Float[Array, "n"]`, e.g. `jnp.abs`. num_vectors: basis size, 3 k + 32 by default, within 256 MB. any_lane: as in
@@ -133,12 +144,12 @@ def extremal_eigenpairs(
         order = jnp.argsort(jnp.where(exists, -wanted(values), jnp.inf), stable=True)
         return jnp.where(exists, values, jnp.nan)[order], vectors[:, order]
 
-    def rayleigh_ritz(state: _Cycle) -> tuple[_Ritz, Array, Array]:
+    def rayleigh_ritz(state: _Cycle) -> tuple[_Ritz, Array]:
         values, vectors = decompose(state.projected, 0, state.count)
         shares = jnp.abs(vectors)
         ahead = state.beta * shares[jnp.maximum(state.count - 1, 0)]
-        aside = state.aside_share @ shares
-        residuals = ahead + aside + state.lost @ shares
+        aside = dot(state.aside_share, shares)
+        residuals = ahead + aside + dot(state.lost, shares)
         scale = jnp.fmax(jnp.nanmax(jnp.abs(values)), state.norm)
         top, bounds = values[:k], residuals[:k]
         # The wanted values as a block: error of value i <= ||R||^2 / (distance of value i to the best one left out).
@@ -165,7 +176,7 @@ def extremal_eigenpairs(
             search_high=jnp.nanmax(wanted(found)),
             search_converged=found_residual <= jnp.maximum(tol * jnp.abs(found[best]), rounding * scale),
         )
-        return ritz, vectors, residuals
+        return ritz, vectors
 
     def orthogonalise(basis: Array, vector: Array, num_rows: Array) -> tuple[Array, Array]:
         """Return the part of `vector` orthogonal to the basis, and its components on the basis: twice is enough."""
@@ -173,8 +184,12 @@ def extremal_eigenpairs(
         def visit(block: Array, state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
             vector, removed, components = state
             rows = lax.dynamic_slice_in_dim(basis, block * _BLOCK, _BLOCK)
-            part = rows @ vector
-            return vector, removed + part @ rows, lax.dynamic_update_slice_in_dim(components, part, block * _BLOCK, 0)
+            part = dot(rows, vector)
+            return (
+                vector,
+                removed + dot(part, rows),
+                lax.dynamic_update_slice_in_dim(components, part, block * _BLOCK, 0),
+            )
 
         total = jnp.zeros(padded, dtype)
         for _ in range(2):
@@ -221,8 +236,8 @@ def extremal_eigenpairs(
 
         complete = due & jnp.all(ritz.converged)
         is_new = ~jnp.all(jnp.abs(ritz.values - state.known) <= tol * jnp.abs(ritz.values) + rounding * norm)
-        # P(a value better than the k-th is left) <= 1.648 sqrt(p) exp(-sqrt(e) (2 t - 1)) after t products from a random
-        # vector, e = (k-th value - best value found from it) / (k-th value - worst value found from it).
+        # P(a value better than the k-th is left) <= 1.648 sqrt(p) exp(-sqrt(e) (2 t - 1)) after t products from a
+        # random vector, e = (k-th value - best value found from it) / (k-th value - worst value found from it).
         edge = wanted(ritz.values)[k - 1]
         margin = (edge - ritz.search_high) / jnp.maximum(edge - ritz.search_low, jnp.finfo(dtype).tiny)
         margin = jnp.where(jnp.isfinite(margin), jnp.clip(margin, 1e-4, 1), 1)
@@ -242,7 +257,7 @@ def extremal_eigenpairs(
 
         ratio = ritz.residuals / jnp.maximum(tol * jnp.abs(ritz.values), rounding * norm)
         worst = jnp.max(jnp.where(ritz.converged, 0, ratio))
-        # A residual rarely falls by more than 8 times a product: wait for the next product at which a check can succeed.
+        # A residual rarely falls by more than 8 times a product: wait for the first check that can succeed.
         wait = jnp.where(worst > 1, jnp.clip(jnp.ceil(jnp.log(worst) / math.log(8.0)), 1, 8), 1).astype(jnp.int32)
         wait = jnp.where(complete & ~is_new, jnp.clip(num_needed - num_searched, 1, 8), wait)
         wait = jnp.where(draw, math.ceil((search_constant + 1) / 2), wait)
@@ -264,14 +279,16 @@ def extremal_eigenpairs(
     def restart(state: _Cycle, vectors: Array) -> _Cycle:
         """Compress the basis of the lanes that go on to its most wanted Ritz vectors; the next vector stays."""
         kept = vectors[:, :num_kept]
-        values = jnp.einsum("ij,ik,kj->j", kept, state.projected, kept)
+        values = jnp.sum(kept * dot(state.projected, kept), axis=0)
         index = jnp.arange(size)
         diagonal = jnp.zeros(size, dtype).at[:num_kept].set(values)
         shares = jnp.abs(vectors)
-        lost, aside_share = (jnp.where(index < num_kept, column @ shares, 0) for column in (state.lost, state.aside_share))
+        lost, aside_share = (
+            jnp.where(index < num_kept, dot(column, shares), 0) for column in (state.lost, state.aside_share)
+        )
         return state._replace(
             step=jnp.full((), num_kept, jnp.int32),
-            basis=jnp.zeros_like(state.basis).at[:num_kept].set(kept.T @ state.basis[:size]),
+            basis=jnp.zeros_like(state.basis).at[:num_kept].set(dot(kept.T, state.basis[:size])),
             projected=jnp.diag(diagonal),
             lost=lost,
             aside_share=aside_share,
@@ -284,8 +301,8 @@ def extremal_eigenpairs(
         begin = solve.cycle
         limit = jnp.minimum(size, begin.step + max_matvecs - solve.total)
         end = lax.while_loop(lambda state: any_lane(state.active) & (state.step < limit), step, begin)
-        ritz, vectors, residuals = rayleigh_ritz(end)
-        found = vectors[:, :k].T @ end.basis[:size]
+        ritz, vectors = rayleigh_ritz(end)
+        found = dot(vectors[:, :k].T, end.basis[:size])
         fresh = FlatEigenpairs(
             values=jnp.where(end.failed, jnp.nan, ritz.values),
             vectors=jnp.where(end.failed, jnp.nan, found),
@@ -331,7 +348,5 @@ def extremal_eigenpairs(
         nothing, jnp.zeros((k, num_params), dtype), nothing, jnp.zeros((), jnp.int32), jnp.zeros(k, bool)
     )
     solve = _Solve(jnp.zeros((), jnp.int32), begin, pairs)
-    end = lax.while_loop(
-        lambda solve: any_lane(solve.cycle.active) & (solve.total < max_matvecs), cycle, solve
-    )
+    end = lax.while_loop(lambda solve: any_lane(solve.cycle.active) & (solve.total < max_matvecs), cycle, solve)
     return end.pairs

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from lossland.figures import style
-from lossland.figures.labels import head, label_ends, name_with_units, number, scale_axis
+from lossland.figures.labels import head, label_ends, name_with_units, number, scale_axis, settle
 from lossland.figures.reading import choose_values, curve_axis, curves, grid_axes, ran, with_grid
 from lossland.sweeps.trajectories import sweep_of
 
@@ -92,6 +92,7 @@ def curves_figure(runs: xr.Dataset, values: Values | None = None) -> Figure:
             scale_axis(panels[1], "x", 0, shown, False, whole=True)
             panels[0].set_xlabel("")
             panels[0].tick_params(labelbottom=False)
+        settle(figure)
     return figure
 
 

@@ -9,12 +9,13 @@ from typing import Any, Literal
 import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties
-from matplotlib.textpath import TextPath
+from matplotlib.textpath import text_to_path
 from matplotlib.ticker import FixedFormatter, FixedLocator, MaxNLocator, NullFormatter, NullLocator
 from matplotlib.transforms import Affine2D, ScaledTranslation, Transform
 
-from lossland.figures.style import GREY, SMALL, TEXT
+from lossland.figures.style import GREY, RC, SMALL, TEXT
 
 NBSP = "\N{NO-BREAK SPACE}"
 
@@ -99,9 +100,8 @@ def log_ticks(low: float, high: float, most: int = 6) -> list[float]:
 
 def text_width(text: str, size: float = TEXT) -> float:
     """Measure the width of a line of text in points."""
-    if not text.strip():
-        return 0.0
-    return float(TextPath((0, 0), text, size=size, prop=FontProperties(family="DejaVu Sans")).get_extents().width)
+    font = FontProperties(family=RC["font.family"], size=size)
+    return float(text_to_path.get_text_width_height_descent(text, font, ismath=False)[0])
 
 
 def wrap(text: str, width: float, size: float) -> str:
@@ -190,11 +190,18 @@ def label_ends(ax: Axes, labels: Sequence[tuple[float, str, Any]], heading: str)
         ax.annotate(heading, (1, shown[first]), (9, lift), color=GREY, fontsize=SMALL, annotation_clip=False, **beside)
 
 
-def head(figure: Any, title: str, note: str) -> None:
+def head(figure: Figure, title: str, note: str) -> None:
     """Write the title over a figure and a note under it, broken to its width, flush left."""
-    width = 72 * figure.get_figwidth() - 8
-    figure.suptitle(wrap(title, width, TEXT + 1), x=4 / (width + 8), ha="left", fontsize=TEXT + 1)
-    figure.supxlabel(wrap(note, width, SMALL), x=4 / (width + 8), ha="left", fontsize=SMALL, color=GREY)
+    width = 72 * figure.get_figwidth()
+    room = 0.94 * (width - 8)  # letters fitted to the pixels of a screen are a little wider than their outlines
+    figure.suptitle(wrap(title, room, TEXT + 1), x=4 / width, ha="left", fontsize=TEXT + 1)
+    figure.supxlabel(wrap(note, room, SMALL), x=4 / width, ha="left", fontsize=SMALL, color=GREY)
+
+
+def settle(figure: Figure) -> None:
+    """Lay a figure out once and for all: drawn again, at any resolution, it does not move."""
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")
 
 
 def _multiples(low: float, high: float, digits: Sequence[int]) -> list[float]:

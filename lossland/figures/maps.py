@@ -26,6 +26,7 @@ from lossland.figures.labels import (
     number,
     points_above,
     scale_axis,
+    settle,
     text_width,
 )
 from lossland.figures.reading import RATE, boundaries, grid_axes, ran, with_grid
@@ -93,6 +94,7 @@ def stability_map_figure(runs: xr.Dataset) -> Figure:
         figure = Figure(figsize=(style.WIDTH, 3.0 if plane else 2.7), layout="constrained")
         head(figure, map_title(runs), map_note(runs))
         plot_stability_map(figure.add_subplot(), runs)
+        settle(figure)
     return figure
 
 

@@ -47,6 +47,21 @@ def curve_axis(runs: xr.Dataset) -> str:
     return RATE if RATE in axes else axes[0]
 
 
+def only_axis(runs: xr.Dataset) -> str:
+    """Return the axis along which curves are chosen.
+
+    Raises:
+        ValueError: if there is another one, naming it and how to select.
+    """
+    axis = curve_axis(runs)
+    if others := [other for other in grid_axes(runs) if other != axis]:
+        example = ", ".join(f"{other}={runs[other].values[0]:g}" for other in others)
+        raise ValueError(
+            f"runs: curves are drawn along {axis}; select one value of {', '.join(others)}: runs.sel({example})"
+        )
+    return axis
+
+
 def threshold_name(runs: xr.Dataset) -> str:
     """Write the predicted learning rate as a formula: "2/sharpness" for gradient descent, "3.8/sharpness" and such.
 
@@ -114,10 +129,10 @@ def choose_values(runs: xr.Dataset) -> np.ndarray:
     divergence, the first that diverges for most seeds. Along another axis: spread evenly.
 
     Raises:
-        ValueError: if no run was computed.
+        ValueError: if no run was computed, or if there is another axis to select first.
     """
     runs = with_grid(runs)
-    axis = curve_axis(runs)
+    axis = only_axis(runs)
     computed = (runs["status"] != Outcome.not_run).any([dim for dim in runs["status"].dims if dim != axis])
     values = runs[axis].values[computed.values].astype(float)
     count = len(values)
@@ -163,14 +178,9 @@ def curves(runs: xr.Dataset, name: str, values: Sequence[float] | np.ndarray) ->
             grid or was not run.
     """
     runs = with_grid(runs)
-    axis = curve_axis(runs)
+    axis = only_axis(runs)
     if name not in runs:
         raise ValueError(f"runs: {name!r} was not recorded; run with probes=['loss', 'sharpness']")
-    if others := [other for other in grid_axes(runs) if other != axis]:
-        example = ", ".join(f"{other}={runs[other].values[0]:g}" for other in others)
-        raise ValueError(
-            f"runs: curves are drawn along {axis}; select one value of {', '.join(others)}: runs.sel({example})"
-        )
     diverges = outcomes(runs)["diverges"]
     pieces = []
     for value in np.asarray(values, float):

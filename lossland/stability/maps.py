@@ -123,7 +123,8 @@ def critical_learning_rate(runs: xr.Dataset, event: Event = "diverges") -> xr.Da
     known = np.moveaxis(computed.values, axis, -1)
     any_event, all_event = flags.any(-1), (flags | ~known).all(-1)
     first = flags.argmax(-1)
-    below = np.where(any_event, np.where(first == 0, 0.0, rates[np.maximum(first - 1, 0)]), rates[-1])
+    last_known = rates[known.shape[-1] - 1 - known[..., ::-1].argmax(-1)]
+    below = np.where(any_event, np.where(first == 0, 0.0, rates[np.maximum(first - 1, 0)]), last_known)
     above = np.where(any_event, rates[first], np.inf)
     below, above = (np.where(known.any(-1), bound, np.nan) for bound in (below, above))
     critical = np.where(np.isinf(above), np.inf, np.sqrt(below * above))

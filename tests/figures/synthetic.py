@@ -4,6 +4,8 @@ import itertools
 
 import numpy as np
 import xarray as xr
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.text import Text
 
 from lossland.sweeps.sweep import Outcome, Sweep
 
@@ -15,7 +17,7 @@ def catapults(axes, num_seeds=8, num_steps=40, every=2, product=2.0, sharpness=T
     """Gradient descent that falls below 2/s, rises and recovers up to 4/s, and blows up beyond, s the seed's sharpness.
 
     With an axis `scale` the sharpness is multiplied by it; other axes change nothing. Beyond 4/s the loss grows by 100
-    a step and overflows float32 after step 18. A run that recovers stays at its peak, 10, for five steps, then ends at relative
+    a step and overflows at step 19. A run that recovers stays at its peak, 10, for five steps, then ends at relative
     sharpness 0.9.
     """
     sweep = Sweep(axes, seeds=num_seeds, num_steps=num_steps, every=every, lane_width=1)
@@ -71,3 +73,24 @@ def not_run(runs, where):
 def combinations(values):
     """All pairs of different elements."""
     return list(itertools.combinations(values, 2))
+
+
+def assert_texts_are_apart(figure):
+    """Check on the drawn figure that no two texts overlap and none sticks out of it."""
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    texts = list(figure.texts)
+    for ax in figure.axes:
+        texts += [*ax.texts, ax.title, ax.xaxis.label, ax.yaxis.label]
+        for axis in (ax.xaxis, ax.yaxis):
+            texts += [label for tick in axis.get_major_ticks() for label in (tick.label1, tick.label2)]
+    shown = [text for text in texts if text.get_visible() and text.get_text().strip()]
+    assert len(shown) > 8
+    # Boxes are a little larger than their letters: less than a pixel of overlap is none.
+    boxes = [(text.get_text(), Text.get_window_extent(text, canvas.get_renderer()).padded(-0.5)) for text in shown]
+    for (words, box), (others, other) in combinations(boxes):
+        apart = box.x1 <= other.x0 or other.x1 <= box.x0 or box.y1 <= other.y0 or other.y1 <= box.y0
+        assert apart, f"{words!r} overlaps {others!r}"
+    for words, box in boxes:
+        inside = min(box.x0, box.y0) >= 0 and box.x1 <= figure.bbox.x1 and box.y1 <= figure.bbox.y1
+        assert inside, f"{words!r} sticks out of the figure"

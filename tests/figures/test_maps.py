@@ -1,16 +1,16 @@
 import numpy as np
 import pytest
 import xarray as xr
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from lossland.figures import plot_stability_map, save_numbers, stability_map_figure
 from lossland.figures.maps import map_note, map_title
 from lossland.figures.reading import boundaries
 from lossland.stability.maps import OUTCOMES, critical_learning_rate, stability_map
-from tests.figures.synthetic import SHARPNESS, catapults, not_run
+from tests.figures.synthetic import SHARPNESS, assert_texts_are_apart, catapults, not_run
 
 RATES = np.geomspace(0.1, 10, 25)
+BOUNDARIES = ("predicted", "rises", "catapult_bound", "diverges")
 SCALES = np.geomspace(0.5, 2, 5)
 
 
@@ -80,7 +80,7 @@ def test_prediction_is_named_after_the_optimizer():
 def test_boundaries_off_the_grid_are_arrows_not_lines():
     ax = drawn(catapults({"learning_rate": RATES[:6]}))
     labels = [line.get_label() for line in ax.lines]
-    for name in ("predicted", "rises", "catapult_bound", "diverges"):
+    for name in BOUNDARIES:
         assert f"{name} off the grid" in labels
         assert name not in labels
     assert f"> {RATES[5]:.3g}" in [text.get_text() for text in ax.texts]
@@ -179,9 +179,10 @@ def test_titles_say_what_is_seen():
     assert "at every learning rate from 4.64" in map_title(runs.isel(learning_rate=slice(20, None)))
     assert "the run diverges" in map_title(runs.isel(learning_rate=[24], seed=[0]))
     assert map_title(runs.isel(learning_rate=[0])).endswith("0 of 8 seeds diverge")
-    plane = map_title(catapults({"scale": SCALES, "learning_rate": RATES}))
-    ends = critical_learning_rate(catapults({"scale": SCALES, "learning_rate": RATES}))["median"].values[[0, -1]]
-    assert plane == f"quadratic: diverges above learning rate {ends[0]:.3g} at scale 0.5, above {ends[1]:.3g} at scale 2"
+    plane = catapults({"scale": SCALES, "learning_rate": RATES})
+    ends = critical_learning_rate(plane)["median"].values[[0, -1]]
+    first = f"diverges above learning rate {ends[0]:.3g} at scale 0.5"
+    assert map_title(plane) == f"quadratic: {first}, above {ends[1]:.3g} at scale 2"
 
 
 def test_numbers_are_saved_beside_a_figure(tmp_path):
@@ -196,8 +197,9 @@ def test_numbers_are_saved_beside_a_figure(tmp_path):
 
 def test_more_than_two_axes_are_refused_by_name():
     runs = catapults({"scale": [1.0, 2.0], "momentum": [0.0, 0.9], "learning_rate": RATES[:2]}, num_steps=4)
+    message = r"got 3: scale, momentum, learning_rate.*runs\.sel\(scale=1, momentum=0\)"
     for draw in (stability_map_figure, drawn, lambda runs: drawn(stability_map(runs))):
-        with pytest.raises(ValueError, match=r"got 3: scale, momentum, learning_rate.*runs\.sel\(scale=1, momentum=0\)"):
+        with pytest.raises(ValueError, match=message):
             draw(runs)
     plot_stability_map(Figure().add_subplot(), runs.sel(scale=1, momentum=0))
 
@@ -215,35 +217,34 @@ CASES = {
     "everything diverges": catapults({"learning_rate": RATES[20:]}),
     "one run": catapults({"learning_rate": RATES[20:21]}, num_seeds=1),
     "narrow areas": catapults({"learning_rate": np.geomspace(1e-3, 1e3, 40)}),
+    "prediction amid an area": catapults({"learning_rate": RATES}, product=2 / 3).assign(
+        {name: catapults({"learning_rate": RATES})[name] for name in ("loss", "status", "first_rise_step")}
+    ),
     "plane": catapults({"scale": SCALES, "learning_rate": RATES}),
 }
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_no_label_overlaps_another_or_leaves_the_figure(case):
+    assert_texts_are_apart(stability_map_figure(CASES[case]))
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if case != "plane"])
+def test_names_in_areas_stand_inside_them_and_clear_of_lines(case):
     figure = stability_map_figure(CASES[case])
-    assert_texts_are_apart(figure)
+    figure.draw_without_rendering()
+    (ax,) = figure.axes
+    found = areas(ax)
+    crossings = [line(ax, name).get_xdata()[0] for name in BOUNDARIES if has_line(ax, name)]
+    names = [text for text in ax.texts if text.get_bbox_patch() is not None]
+    assert names, "at least one area is wide enough"
+    for text in names:
+        (left, bottom), (right, top) = ax.transData.inverted().transform(text.get_window_extent().get_points())
+        ceiling, edges, floor = found[text.get_text().replace("\n", " ").replace(" ", "_")]
+        cells = (edges[1:] > left) & (edges[:-1] < right)
+        assert floor[cells].max() <= bottom < top <= ceiling[cells].min()
+        assert not [x for x in crossings if left < x < right]
 
 
-def assert_texts_are_apart(figure):
-    figure.set_dpi(100)
-    canvas = FigureCanvasAgg(figure)
-    canvas.draw()
-    texts = [text for text in figure.findobj(lambda artist: hasattr(artist, "get_fontsize")) if text.get_visible()]
-    shown = [(text.get_text(), extent(text, canvas)) for text in texts if text.get_text().strip() and in_view(text)]
-    assert len(shown) > 8
-    for i, (words, box) in enumerate(shown):
-        assert box.x0 >= -1 and box.y0 >= -1 and box.x1 <= figure.bbox.x1 + 1 and box.y1 <= figure.bbox.y1 + 1, words
-        for others, other in shown[:i]:
-            apart = box.x1 <= other.x0 or other.x1 <= box.x0 or box.y1 <= other.y0 or other.y1 <= box.y0
-            assert apart, f"{words!r} overlaps {others!r}"
-
-
-def extent(text, canvas):
-    # Boxes of text reach a little past the letters; a point of overlap of two boxes is no overlap of letters.
-    return type(text).__mro__[-1] and text.get_window_extent(canvas.get_renderer()).padded(-0.7)
-
-
-def in_view(text):
-    # Tick labels of hidden ticks exist as artists; they have no place in the figure.
-    return text.axes is None or text.get_in_layout() or text.get_transform() is not None
+def has_line(ax, label):
+    return label in [line.get_label() for line in ax.lines]
