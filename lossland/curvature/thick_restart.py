@@ -48,7 +48,8 @@ class FlatEigenpairs(NamedTuple):
 class _Ritz(NamedTuple):
     """Rayleigh-Ritz on the basis as it stands, and what it says about the wanted pairs."""
 
-    values: Array
+    vectors: Array  # of V^T H V, all of them, most wanted first
+    values: Array  # of the wanted ones
     residuals: Array
     converged: Array
     is_stuck: Array  # the worst residual points along the direction that was set aside
@@ -58,13 +59,14 @@ class _Ritz(NamedTuple):
 
 
 class _Cycle(NamedTuple):
-    """State of the iteration. All fields but `step` belong to a lane.
+    """State of the iteration. All fields but the first two belong to a lane.
 
     H V = V projected + (next vector) beta e_last^T + (aside) aside_share^T + (what is lost), the columns of the last
     bounded by `lost`. The direction the iteration was following when it turned to a random vector is set aside.
     """
 
     step: Array
+    limit: Array  # where the cycle ends; as `step`, the same in all lanes
     basis: Array
     projected: Array
     lost: Array
@@ -133,19 +135,19 @@ def extremal_eigenpairs(
     padded = -(-size // _BLOCK) * _BLOCK
 
     def decompose(projected: Array, first: Array | int, last: Array) -> tuple[Array, Array]:
-        """Return the eigenvalues and eigenvectors of rows first..last of V^T H V, most wanted first, then NaN."""
+        """Return the eigenvalues, NaN where there are none, and eigenvectors of rows first..last of V^T H V."""
         index = jnp.arange(size)
         inside = (index >= first) & (index < last)
         masked = jnp.where(inside[:, None] & inside[None, :], projected, 0)
-        # Rows that do not exist get an eigenvalue that cannot be mistaken: far outside the spectrum.
+        # Rows that do not exist get an eigenvalue that cannot be mistaken: outside the spectrum.
         radius = jnp.max(jnp.sum(jnp.abs(masked), axis=1)) + jnp.finfo(dtype).tiny
-        values, vectors = jnp.linalg.eigh(masked + jnp.diag(jnp.where(inside, 0, 4 * radius)))
-        exists = values < 2 * radius
-        order = jnp.argsort(jnp.where(exists, -wanted(values), jnp.inf), stable=True)
-        return jnp.where(exists, values, jnp.nan)[order], vectors[:, order]
+        values, vectors = jnp.linalg.eigh(masked + jnp.diag(jnp.where(inside, 0, 2 * radius)))
+        return jnp.where(values < 1.5 * radius, values, jnp.nan), vectors
 
-    def rayleigh_ritz(state: _Cycle) -> tuple[_Ritz, Array]:
+    def rayleigh_ritz(state: _Cycle) -> _Ritz:
         values, vectors = decompose(state.projected, 0, state.count)
+        order = jnp.argsort(jnp.where(jnp.isnan(values), jnp.inf, -wanted(values)), stable=True)
+        values, vectors = values[order], vectors[:, order]
         shares = jnp.abs(vectors)
         ahead = state.beta * shares[jnp.maximum(state.count - 1, 0)]
         aside = dot(state.aside_share, shares)
@@ -162,21 +164,21 @@ def extremal_eigenpairs(
         # What the search has found: Ritz values of its own Krylov space, or, once mixed, all but the wanted ones.
         is_separate = state.search_start >= 0
         own_values, own_vectors = decompose(state.projected, state.search_start, state.count)
-        others = jnp.where(jnp.arange(size) < k, jnp.nan, values)
-        found = jnp.where(is_separate, own_values, others)
-        best = jnp.where(is_separate, 0, min(k, size - 1))
-        own_residual = state.beta * jnp.abs(own_vectors[jnp.maximum(state.count - 1, 0), 0])
-        found_residual = jnp.where(is_separate, own_residual, residuals[best])
-        ritz = _Ritz(
+        own_residuals = state.beta * jnp.abs(own_vectors[jnp.maximum(state.count - 1, 0)])
+        found = jnp.where(is_separate, own_values, jnp.where(jnp.arange(size) < k, jnp.nan, values))
+        score = jnp.where(jnp.isnan(found), -jnp.inf, wanted(found))
+        best = jnp.argmax(score)
+        found_residual = jnp.where(is_separate, own_residuals, residuals)[best]
+        return _Ritz(
+            vectors=vectors,
             values=top,
             residuals=bounds,
             converged=converged,
             is_stuck=~converged[worst] & (aside[worst] > ahead[worst]),
-            search_low=jnp.nanmin(wanted(found)),
-            search_high=jnp.nanmax(wanted(found)),
+            search_low=jnp.min(jnp.where(jnp.isnan(found), jnp.inf, score)),
+            search_high=score[best],
             search_converged=found_residual <= jnp.maximum(tol * jnp.abs(found[best]), rounding * scale),
         )
-        return ritz, vectors
 
     def orthogonalise(basis: Array, vector: Array, num_rows: Array) -> tuple[Array, Array]:
         """Return the part of `vector` orthogonal to the basis, and its components on the basis: twice is enough."""
@@ -230,8 +232,8 @@ def extremal_eigenpairs(
             norm=norm,
             failed=state.failed | (state.active & ~finite),
         )
-        due = write & (is_invariant | (new.step >= state.next_check) | (new.step == size))
-        ritz = lax.cond(any_lane(due), lambda: rayleigh_ritz(new)[0], lambda: state.ritz)
+        due = write & (is_invariant | (new.step >= state.next_check) | (new.step == state.limit))
+        ritz = lax.cond(any_lane(due), lambda: rayleigh_ritz(new), lambda: state.ritz)
         ritz = _Ritz(*(jnp.where(due, fresh, kept) for fresh, kept in zip(ritz, state.ritz, strict=True)))
 
         complete = due & jnp.all(ritz.converged)
@@ -276,8 +278,9 @@ def extremal_eigenpairs(
             active=active,
         )
 
-    def restart(state: _Cycle, vectors: Array) -> _Cycle:
+    def restart(state: _Cycle) -> _Cycle:
         """Compress the basis of the lanes that go on to its most wanted Ritz vectors; the next vector stays."""
+        vectors = state.ritz.vectors
         kept = vectors[:, :num_kept]
         values = jnp.sum(kept * dot(state.projected, kept), axis=0)
         index = jnp.arange(size)
@@ -298,11 +301,11 @@ def extremal_eigenpairs(
         )
 
     def cycle(solve: _Solve) -> _Solve:
-        begin = solve.cycle
-        limit = jnp.minimum(size, begin.step + max_matvecs - solve.total)
-        end = lax.while_loop(lambda state: any_lane(state.active) & (state.step < limit), step, begin)
-        ritz, vectors = rayleigh_ritz(end)
-        found = dot(vectors[:, :k].T, end.basis[:size])
+        limit = jnp.minimum(size, solve.cycle.step + max_matvecs - solve.total)
+        begin = solve.cycle._replace(limit=limit)
+        end = lax.while_loop(lambda state: any_lane(state.active) & (state.step < state.limit), step, begin)
+        ritz = end.ritz
+        found = dot(ritz.vectors[:, :k].T, end.basis[:size])
         fresh = FlatEigenpairs(
             values=jnp.where(end.failed, jnp.nan, ritz.values),
             vectors=jnp.where(end.failed, jnp.nan, found),
@@ -315,7 +318,7 @@ def extremal_eigenpairs(
             *(jnp.where(begin.active, new, old) for new, old in zip(fresh, solve.pairs, strict=True))
         )
         goes_on = any_lane(end.active)
-        following = lax.cond(goes_on, lambda: restart(end, vectors), lambda: end)
+        following = lax.cond(goes_on, lambda: restart(end), lambda: end)
         return _Solve(solve.total + end.step - begin.step, following, pairs)
 
     norm = jnp.linalg.norm(start)
@@ -324,6 +327,7 @@ def extremal_eigenpairs(
     zero, no = jnp.zeros((), dtype), jnp.zeros((), bool)
     begin = _Cycle(
         step=jnp.zeros((), jnp.int32),
+        limit=jnp.zeros((), jnp.int32),
         basis=jnp.zeros((padded, num_params), dtype),
         projected=jnp.zeros((size, size), dtype),
         lost=jnp.zeros(size, dtype),
@@ -335,7 +339,7 @@ def extremal_eigenpairs(
         count=jnp.zeros((), jnp.int32),
         num_matvecs=jnp.zeros((), jnp.int32),
         norm=zero,
-        ritz=_Ritz(nothing, nothing, jnp.zeros(k, bool), no, zero, zero, no),
+        ritz=_Ritz(jnp.eye(size, dtype=dtype), nothing, nothing, jnp.zeros(k, bool), no, zero, zero, no),
         next_check=jnp.asarray(min(k + 3, size), jnp.int32),
         is_searching=no,
         search_start=jnp.zeros((), jnp.int32),

@@ -392,7 +392,7 @@ def _where_diverges(critical: float, rates: np.ndarray) -> str:
 
 
 def _predicted(found: xr.Dataset) -> str:
-    if "predicted" not in found["boundary"]:
+    if "predicted" not in found["boundary"] or found["median"].ndim > 1:  # one value per point of the other axis
         return ""
     here = found.sel(boundary="predicted")
     label = str(here["label"].values)

@@ -229,8 +229,8 @@ def _half_squared_error_to_label(outputs: jax.Array, labels: jax.Array) -> jax.A
     return _half_squared_error(outputs, jax.nn.one_hot(labels, outputs.shape[-1], dtype=outputs.dtype))
 
 
-def _widths(widths: Sequence[int]) -> tuple[int, ...]:
-    widths = tuple(widths)
+def _widths(widths: Sequence[int] | int) -> tuple[int, ...]:
+    widths = (widths,) if isinstance(widths, (int, np.integer)) else tuple(widths)
     if not all(isinstance(width, (int, np.integer)) and width > 0 for width in widths):
         raise ValueError(f"widths: expected positive integers, one per hidden layer, got {widths}")
     return tuple(int(width) for width in widths)

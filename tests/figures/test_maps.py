@@ -248,3 +248,8 @@ def test_names_in_areas_stand_inside_them_and_clear_of_lines(case):
 
 def has_line(ax, label):
     return label in [line.get_label() for line in ax.lines]
+
+
+def test_title_of_a_two_dimensional_map_where_nothing_diverges():
+    title = map_title(catapults({"learning_rate": np.geomspace(1e-3, 1e-2, 5), "momentum": [0.0, 0.9]}))
+    assert "no run diverges up to learning rate" in title

@@ -123,6 +123,11 @@ def test_regression_halves_the_sum_over_outputs():
     )
 
 
+def test_one_hidden_layer_needs_no_tuple():
+    one, same = (networks.mlp_classification(TABLE, LABELS, widths=widths) for widths in (6, (6,)))
+    assert one.fingerprint() == same.fingerprint()
+
+
 def test_a_function_is_an_activation_too():
     by_name = networks.mlp_classification(TABLE, LABELS, widths=(6,), activation="relu")
     by_function = networks.mlp_classification(TABLE, LABELS, widths=(6,), activation=jax.nn.relu)

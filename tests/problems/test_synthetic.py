@@ -68,7 +68,7 @@ def test_deep_linear_inputs_are_white_and_the_loss_is_a_distance_of_matrices():
     np.testing.assert_allclose(x.T @ x / 11, np.eye(4), atol=1e-6)
     teacher = (y.T @ x) / 11
     np.testing.assert_allclose(x @ teacher.T, y, atol=1e-5)
-    params = problem.init(jax.random.key(0))
+    params = quick(problem.init)(jax.random.key(0))
     weights = [np.asarray(params[f"Dense_{index}"]["kernel"], np.float64) for index in range(3)]
     distance = 0.5 * np.sum((weights[0] @ weights[1] @ weights[2] - teacher.T) ** 2)
     np.testing.assert_allclose(problem.objective(params), distance, rtol=1e-5)
@@ -76,7 +76,7 @@ def test_deep_linear_inputs_are_white_and_the_loss_is_a_distance_of_matrices():
 
 def test_one_linear_layer_on_white_inputs_has_the_identity_as_hessian():
     problem = synthetic.deep_linear(dimension=3, depth=1, num_examples=8)
-    np.testing.assert_allclose(dense_hessian(problem, problem.init(jax.random.key(0))), np.eye(9), atol=1e-5)
+    np.testing.assert_allclose(dense_hessian(problem, quick(problem.init)(jax.random.key(0))), np.eye(9), atol=1e-5)
 
 
 @pytest.mark.parametrize("degree", [0, 1, 4, 5])
