@@ -19,7 +19,7 @@ ROUNDING_UNITS = 32  # of eps * ||H||: what a float Hessian product cannot resol
 _POINTS = 16  # shifts tried at once in a multisection: one vector register, 4 bits a round
 _NUM_INVERSIONS = 3
 _MIXTURE = (1.0, 0.3, 0.01)  # weights of the top Ritz vectors in a warm start: it holds those about to overtake
-_NOISE = 0.05  # norm of the noise in a warm start: escapes exact invariance, costs less than a product
+_NOISE = 0.01  # norm of the noise in a warm start: escapes exact invariance, costs less than a product
 
 
 class TopEigenpair(NamedTuple):
@@ -264,8 +264,9 @@ def _scaled(alpha: Array, beta: Array, count: Array, num_rows: Array) -> _Tridia
 def _analyse(matrix: _Tridiagonal, beta: Array, known: Array, tol: float) -> tuple[Array, Array, Array, Array]:
     """Bracket the largest eigenvalue of T; return low, high, the residual beta |s_last|, and whether both are accurate.
 
-    beta: norm of what the last product left over; known: a lower bound, from T without its last row. The bracket is as narrow as the stopping rule needs: it is shrunk
-    by trying 16 shifts at once; a shift exceeds all eigenvalues if all pivots are positive.
+    beta: norm of what the last product left over; known: a lower bound, from T without its last row. The bracket is as
+    narrow as the stopping rule needs: it is shrunk by trying 16 shifts at once; a shift exceeds all eigenvalues if all
+    pivots are positive.
     """
     dtype = matrix.diagonal.dtype
     eps = float(jnp.finfo(dtype).eps)

@@ -198,12 +198,15 @@ def trace(matvec: Matvec, *, like: Params, key: Array, num_matvecs: int = 32) ->
     compressed = dot(basis.T, lax.map(matvec_flat, basis.T).T)
     components = dot(basis.T, probes.T)
     total = jnp.trace(compressed)
+    used = jnp.asarray(2 * num_probes, jnp.int32)
+    if num_probes == num_params:
+        return Estimate(total, jnp.zeros((), dtype), used)
 
     def leave_one_out(index: Array) -> Array:
         others = jnp.where(jnp.arange(num_probes) == index, 0, factor)
         others = jnp.roll(others, -1 - index, axis=1)[:, : num_probes - 1]
         # The direction of the basis that only this probe contributes.
-        missing = jnp.linalg.qr(others, mode="complete")[0][:, -1] if num_probes > 1 else jnp.ones(1, dtype)
+        missing = jnp.linalg.qr(others, mode="complete")[0][:, -1]
         inside = components[:, index] - missing * dot(missing, components[:, index])
         probe = probes[index]
         rest = dot(probe, images[index]) - 2 * dot(inside, factor[:, index]) + dot(inside, dot(compressed, inside))
@@ -212,7 +215,7 @@ def trace(matvec: Matvec, *, like: Params, key: Array, num_matvecs: int = 32) ->
         return total - dot(missing, dot(compressed, missing)) + (num_params - num_probes + 1) / squared * rest
 
     estimates = jax.vmap(leave_one_out)(jnp.arange(num_probes))
-    return _mean_over_probes(estimates, jnp.asarray(2 * num_probes, jnp.int32))
+    return _mean_over_probes(estimates, used)
 
 
 def spectral_density(
@@ -305,9 +308,8 @@ def _gauss_quadrature(matvec_flat: Callable[[Array], Array], start: Array, num_s
 
 
 def _mean_over_probes(samples: Array, num_matvecs: Array) -> Estimate:
-    """Average over the first axis; the standard error is the sample deviation / sqrt(n), NaN for one sample."""
-    count = samples.shape[0]
-    error = jnp.std(samples, axis=0, ddof=1) / math.sqrt(count) if count > 1 else jnp.full_like(samples[0], jnp.nan)
+    """Average over the first axis; the standard error is the sample deviation / sqrt(n)."""
+    error = jnp.std(samples, axis=0, ddof=1) / math.sqrt(samples.shape[0])
     return Estimate(jnp.mean(samples, axis=0), error, num_matvecs)
 
 

@@ -220,11 +220,9 @@ def _digest_of_open_program(function: Callable[..., Any], inputs: tuple[Any, ...
 
 def _constants(program: Any) -> Iterator[Any]:
     """Arrays that a traced program has closed over, those of its inner programs (`jit`, `scan`, rules) included."""
-    if isinstance(program, ClosedJaxpr):
-        yield from program.consts
-        yield from _constants(program.jaxpr)
-    elif isinstance(program, Jaxpr):
-        for equation in program.eqns:
+    if isinstance(program, (ClosedJaxpr, Jaxpr)):  # one and the same type in newer versions of JAX
+        yield from getattr(program, "consts", ())
+        for equation in getattr(program, "jaxpr", program).eqns:
             yield from _constants(list(equation.params.values()))
     elif isinstance(program, (list, tuple)):
         for part in program:

@@ -1,6 +1,7 @@
 """One table of small problems for all tests of curvature: parameters, model, loss, and dense references in float64."""
 
 import functools
+import itertools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -42,8 +43,7 @@ def cross_entropy(logits, labels):
 
 def _layers(rng, sizes):
     return [
-        {"w": rng.normal(size=(m, n)) / np.sqrt(m), "b": 0.1 * rng.normal(size=n)}
-        for m, n in zip(sizes[:-1], sizes[1:], strict=True)
+        {"w": rng.normal(size=(m, n)) / np.sqrt(m), "b": 0.1 * rng.normal(size=n)} for m, n in itertools.pairwise(sizes)
     ]
 
 

@@ -30,38 +30,42 @@ def test_hessian_equals_reverse_over_reverse(name, dtype):
         assert relative(matrix, expected) <= TOLERANCE[dtype]
 
 
+def dense_of(build, params):
+    """The matrix of the product that `build(params)` returns."""
+    return quick_jit(lambda params: curvature.dense(build(params), params))(params)
+
+
 def dense_outputs(case):
-    """Jacobian of the outputs and Hessian of the loss in them, float64: `(n classes, p)` and square."""
+    """Jacobian of the outputs `(n, p)`, Hessian of the loss in them `(n, n)`, and the outputs, in float64."""
     params = case.params_as("float64")
-    flat, unravel = ravel_pytree(params)
     inputs, targets = case.cast(case.data, params)
-    outputs, restore = ravel_pytree(case.predict(params, inputs))
-    jacobian = jax.jacrev(lambda flat: ravel_pytree(case.predict(unravel(flat), inputs))[0])(flat)
-    curved = jax.jacrev(jax.grad(lambda outputs: case.loss(restore(outputs), targets)))(outputs)
-    return np.asarray(jacobian), np.asarray(curved), np.asarray(restore(outputs))
+
+    def parts(params):
+        flat, unravel = ravel_pytree(params)
+        outputs = case.predict(params, inputs)
+        flat_outputs, restore = ravel_pytree(outputs)
+        jacobian = jax.jacrev(lambda flat: case.predict(unravel(flat), inputs).ravel())(flat)
+        curved = jax.jacrev(jax.grad(lambda outputs: case.loss(restore(outputs), targets)))(flat_outputs)
+        return jacobian, curved, outputs
+
+    return [np.asarray(part) for part in quick_jit(parts)(params)]
 
 
-@pytest.mark.parametrize("name", ["tanh_mse", "convolutional"])
+@pytest.mark.parametrize("name", ["tanh_mse", "convolutional", "least_squares"])
 def test_gauss_newton_is_jacobian_curvature_jacobian(x64, name):
     case = case_named(name)
     params = case.params_as("float64")
     inputs, targets = case.cast(case.data, params)
     jacobian, curved, _ = dense_outputs(case)
-    matrix = quick_jit(
-        lambda params: curvature.dense(
-            curvature.gauss_newton(lambda p: case.predict(p, inputs), lambda out: case.loss(out, targets), params),
-            params,
-        )
-    )(params)
+    matrix = dense_of(
+        lambda params: curvature.gauss_newton(
+            lambda p: case.predict(p, inputs), lambda outputs: case.loss(outputs, targets), params
+        ),
+        params,
+    )
     assert relative(matrix, jacobian.T @ curved @ jacobian) <= 1e-12
-
-
-def test_gauss_newton_equals_hessian_where_the_model_is_linear(x64):
-    case = case_named("least_squares")
-    params = case.params_as("float64")
-    inputs, targets = case.cast(case.data, params)
-    product = curvature.gauss_newton(lambda p: case.predict(p, inputs), lambda out: case.loss(out, targets), params)
-    assert relative(curvature.dense(product, params), dense_hessian_named("least_squares")) <= 1e-12
+    # Where the model is linear in its parameters, the Hessian is nothing else.
+    assert (relative(matrix, dense_hessian_named(name)) <= 1e-12) == (name == "least_squares")
 
 
 def test_categorical_fisher_is_the_expectation_over_the_models_own_labels(x64):
@@ -77,8 +81,10 @@ def test_categorical_fisher_is_the_expectation_over_the_models_own_labels(x64):
         for label in range(num_classes):
             gradient = jacobian[example].T @ (probability[example] - np.eye(num_classes)[label])
             expected += probability[example, label] * np.outer(gradient, gradient) / num_examples
-    product = curvature.fisher(lambda p: case.predict(p, inputs), curvature.categorical, params)
-    assert relative(curvature.dense(product, params), expected) <= 1e-12
+    matrix = dense_of(
+        lambda params: curvature.fisher(lambda p: case.predict(p, inputs), curvature.categorical, params), params
+    )
+    assert relative(matrix, expected) <= 1e-12
 
 
 @pytest.mark.parametrize(
@@ -92,11 +98,16 @@ def test_fisher_of_a_canonical_likelihood_is_gauss_newton_of_its_loss(x64, outpu
     case = case_named("deep_linear")
     params = case.params_as("float64")
     inputs, _ = case.cast(case.data, params)
-    fisher = curvature.fisher(lambda p: case.predict(p, inputs), output_fisher, params)
-    gauss_newton = curvature.gauss_newton(lambda p: case.predict(p, inputs), loss, params)
-    vector = jax.tree.map(jnp.cos, params)
-    expected = ravel_pytree(gauss_newton(vector))[0]
-    assert relative(ravel_pytree(fisher(vector))[0], np.asarray(expected)) <= 1e-12
+
+    @quick_jit
+    def products(params):
+        fisher = curvature.fisher(lambda p: case.predict(p, inputs), output_fisher, params)
+        gauss_newton = curvature.gauss_newton(lambda p: case.predict(p, inputs), loss, params)
+        vector = jax.tree.map(jnp.cos, params)
+        return ravel_pytree(fisher(vector))[0], ravel_pytree(gauss_newton(vector))[0]
+
+    fisher, gauss_newton = products(params)
+    assert relative(fisher, np.asarray(gauss_newton)) <= 1e-12
 
 
 def test_empirical_fisher_is_the_second_moment_of_the_examples_gradients(x64):
@@ -107,9 +118,10 @@ def test_empirical_fisher_is_the_second_moment_of_the_examples_gradients(x64):
     def example_losses(params):
         return (case.predict(params, inputs) - targets)[:, 0] ** 2
 
-    gradients = np.asarray(jax.vmap(lambda g: ravel_pytree(g)[0])(jax.jacrev(example_losses)(params)))
-    product = curvature.empirical_fisher(example_losses, params)
-    assert relative(curvature.dense(product, params), gradients.T @ gradients / len(gradients)) <= 1e-12
+    flat, unravel = ravel_pytree(params)
+    gradients = np.asarray(quick_jit(jax.jacrev(lambda flat: example_losses(unravel(flat))))(flat))
+    matrix = dense_of(lambda params: curvature.empirical_fisher(example_losses, params), params)
+    assert relative(matrix, gradients.T @ gradients / len(gradients)) <= 1e-12
     with pytest.raises(ValueError, match=r"example_losses: expected one loss for each example.*before their mean"):
         curvature.empirical_fisher(case.objective, params)
 
@@ -126,18 +138,19 @@ def test_preconditioned_sharpness_of_adam_equals_dense(x64):
         updates, opt_state = optimizer.update(jax.grad(case.objective)(params), opt_state)
         return optax.apply_updates(params, updates), opt_state
 
-    params, opt_state = quick_jit(lambda params: jax.lax.fori_loop(0, 30, step, (params, optimizer.init(params))))(params)
-    gradient = jax.grad(case.objective)(params)
-    moment = jax.tree.map(lambda nu, g: b2 * nu + (1 - b2) * g**2, opt_state[0].nu, gradient)
-    preconditioner = jax.tree.map(lambda nu: jnp.sqrt(nu / (1 - b2**31)) + eps, moment)
+    @quick_jit
+    def train_and_measure(params):
+        params, opt_state = jax.lax.fori_loop(0, 30, step, (params, optimizer.init(params)))
+        gradient = jax.grad(case.objective)(params)
+        moment = jax.tree.map(lambda nu, g: b2 * nu + (1 - b2) * g**2, opt_state[0].nu, gradient)
+        preconditioner = jax.tree.map(lambda nu: jnp.sqrt(nu / (1 - b2**31)) + eps, moment)
+        product = curvature.hessian(case.objective, params)
+        pairs = curvature.top_eigenpairs(curvature.preconditioned(product, preconditioner), like=params)
+        return pairs, preconditioner, curvature.dense(product, params)
 
-    pairs = quick_jit(
-        lambda params, preconditioner: curvature.top_eigenpairs(
-            curvature.preconditioned(curvature.hessian(case.objective, params), preconditioner), like=params
-        )
-    )(params, preconditioner)
-    scale = np.asarray(ravel_pytree(preconditioner)[0]) ** -0.5
-    dense = np.asarray(curvature.dense_hessian(case.objective, params)) * scale[:, None] * scale
+    pairs, preconditioner, matrix = train_and_measure(params)
+    scale = np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(preconditioner)]) ** -0.5
+    dense = np.asarray(matrix) * scale[:, None] * scale
     assert pairs.converged.all()
     np.testing.assert_allclose(pairs.values[0], np.linalg.eigvalsh(dense)[-1], rtol=1e-6)
 
@@ -155,15 +168,20 @@ def test_chunks_add_up_to_the_full_data(x64, reduction, chunk_size):
         mean = case.loss(case.predict(params, inputs), labels)
         return mean if reduction == "mean" else mean * inputs.shape[0]
 
-    product = curvature.in_chunks(
-        lambda batch: curvature.hessian(lambda p: loss(p, batch), params),
-        data,
-        chunk_size=chunk_size,
-        reduction=reduction,
-    )
-    vector = jax.tree.map(jnp.sin, params)
-    expected = np.asarray(ravel_pytree(curvature.hessian(lambda p: loss(p, data), params)(vector))[0])
-    assert relative(ravel_pytree(quick_jit(product)(vector))[0], expected) <= 1e-12
+    @quick_jit
+    def products(params):
+        in_chunks = curvature.in_chunks(
+            lambda batch: curvature.hessian(lambda p: loss(p, batch), params),
+            data,
+            chunk_size=chunk_size,
+            reduction=reduction,
+        )
+        at_once = curvature.hessian(lambda p: loss(p, data), params)
+        vector = jax.tree.map(jnp.sin, params)
+        return ravel_pytree(in_chunks(vector))[0], ravel_pytree(at_once(vector))[0]
+
+    in_chunks, at_once = products(params)
+    assert relative(in_chunks, np.asarray(at_once)) <= 1e-12
 
 
 def test_chunks_explain_what_is_wrong():
@@ -188,7 +206,7 @@ def test_restricted_hessian_is_a_diagonal_block(x64):
     objective, part = curvature.restrict(case.objective, params, lambda name: name.startswith("1/"))
     sizes = np.cumsum([0] + [leaf.size for leaf in jax.tree.leaves(params)])
     block = slice(sizes[2], sizes[4])
-    assert relative(curvature.dense_hessian(objective, part), expected[block, block]) <= 1e-12
+    assert relative(dense_of(lambda part: curvature.hessian(objective, part), part), expected[block, block]) <= 1e-12
     with pytest.raises(ValueError, match="selected: expected it to accept at least one of 0/b, 0/w, 1/b"):
         curvature.restrict(case.objective, params, lambda name: name == "Dense_0")
 
@@ -196,15 +214,25 @@ def test_restricted_hessian_is_a_diagonal_block(x64):
 def test_gradient_curvature_and_alignment(x64):
     case, matrix = case_named("convolutional"), dense_hessian_named("convolutional")
     params = case.params_as("float64")
-    gradient = jax.grad(case.objective)(params)
-    flat = np.asarray(ravel_pytree(gradient)[0])
+
+    @quick_jit
+    def measure(params):
+        gradient = jax.grad(case.objective)(params)
+        ones = jax.tree.map(jnp.ones_like, params)
+        opposite = jax.tree.map(lambda leaf: -3 * leaf, gradient)
+        return (
+            ravel_pytree(gradient)[0],
+            curvature.gradient_curvature(case.objective, params),
+            curvature.alignment(gradient, ones),
+            curvature.alignment(gradient, opposite),
+        )
+
+    gradient, along, with_ones, with_opposite = (np.asarray(result) for result in measure(params))
+    np.testing.assert_allclose(along, gradient @ matrix @ gradient / (gradient @ gradient), rtol=1e-10)
     np.testing.assert_allclose(
-        curvature.gradient_curvature(case.objective, params), flat @ matrix @ flat / (flat @ flat), rtol=1e-10
+        with_ones, abs(gradient.sum()) / np.linalg.norm(gradient) / np.sqrt(gradient.size), rtol=1e-12
     )
-    other = jax.tree.map(lambda leaf: jnp.ones_like(leaf), params)
-    cosine = abs(flat.sum()) / np.linalg.norm(flat) / np.sqrt(flat.size)
-    np.testing.assert_allclose(curvature.alignment(gradient, other), cosine, rtol=1e-12)
-    np.testing.assert_allclose(curvature.alignment(gradient, jax.tree.map(lambda g: -3 * g, gradient)), 1, rtol=1e-12)
+    np.testing.assert_allclose(with_opposite, 1, rtol=1e-12)
 
 
 def test_products_are_in_full_precision_unless_the_user_has_chosen():
