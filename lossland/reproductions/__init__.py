@@ -1,0 +1,133 @@
+"""Reported results, rebuilt: every number with what was expected, its tolerance, what was measured, and the verdict.
+
+Importing this package imports no JAX, so that the command line can list the names at once.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.resources
+import json
+import math
+import sys
+import time
+import tomllib
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+NAMES = ("linear_regression", "numpy_mlp")
+
+COMPARISONS = {
+    "absolute": lambda measured, expected, tolerance: abs(measured - expected) <= tolerance,
+    "relative": lambda measured, expected, tolerance: abs(measured - expected) <= tolerance * abs(expected),
+    "equal": lambda measured, expected, tolerance: measured == expected,
+    "within": lambda measured, expected, tolerance: measured[0] - tolerance <= expected <= measured[1] + tolerance,
+    "at_most": lambda measured, expected, tolerance: measured <= expected + tolerance,
+    "at_least": lambda measured, expected, tolerance: measured >= expected - tolerance,
+}
+
+
+@dataclass(frozen=True)
+class Number:
+    """One reproduced number. `verdict` is "reproduced" or "failed"; `expected` is reported or computed by a formula."""
+
+    name: str
+    expected: Any
+    tolerance: float
+    measured: Any
+    verdict: str
+    comparison: str
+    source: str
+
+
+def targets(name: str) -> dict[str, dict[str, Any]]:
+    """Read what a target expects, from the table that comes with the package: number -> expected, tolerance, source.
+
+    Raises:
+        ValueError: if there is no target of that name; those that exist are listed.
+    """
+    if name not in NAMES:
+        raise ValueError(f"reproduce: no target {name!r}; there are {', '.join(NAMES)}")
+    table = importlib.resources.files("lossland.reproductions") / "targets.toml"
+    return tomllib.loads(table.read_text(encoding="utf-8"))[name]
+
+
+def judge(name: str, measured: dict[str, Any], table: dict[str, dict[str, Any]]) -> list[Number]:
+    """Compare what was measured with the table.
+
+    A measured value is a number or a word, or a pair (measured, expected) where the table says that the expected value
+    is computed. Numbers that were measured but are not in the table, or the other way round, are an error.
+
+    Raises:
+        ValueError: if table and measurement do not hold the same numbers.
+    """
+    if set(measured) != set(table):
+        raise ValueError(f"{name}: measured and expected numbers differ: {sorted(set(measured) ^ set(table))}")
+    numbers = []
+    for key, entry in table.items():
+        value, expected = measured[key] if "formula" in entry else (measured[key], entry["expected"])
+        tolerance = float(entry.get("tolerance", 0.0))
+        good = bool(COMPARISONS[entry["comparison"]](value, expected, tolerance))
+        verdict = "reproduced" if good else "failed"
+        source = entry["source"] + (f"; {entry['formula']}" if "formula" in entry else "")
+        numbers.append(Number(f"{name}.{key}", expected, tolerance, value, verdict, entry["comparison"], source))
+    return numbers
+
+
+def reproduce(name: str | None = None, *, as_json: bool = False, fast: bool = False, out: Path | None = None) -> int:
+    """Reproduce one target, or all, and print every number; returns 1 if one fails, else 0.
+
+    Raises:
+        ValueError: if there is no target of that name.
+    """
+    chosen = NAMES if name is None else (name,)
+    tables = {target: targets(target) for target in chosen}
+    folder = Path("runs/reproduce") if out is None else out
+    numbers: list[Number] = []
+    for target, table in tables.items():
+        module = importlib.import_module(f"lossland.reproductions.{target}")
+        began = time.perf_counter()
+        print(f"{target}: {'fewer runs' if fast else 'full size'} ...", file=sys.stderr, flush=True)
+        place = folder / (f"{target}-fast" if fast else target)
+        place.mkdir(parents=True, exist_ok=True)
+        measured, paths = module.measure(place, fast, table)
+        found = judge(target, measured, table)
+        numbers += found
+        if not as_json:
+            print(format_numbers(target, found, time.perf_counter() - began))
+            print("figures " + ", ".join(map(str, paths)) + "\n")
+    if as_json:
+        print(json.dumps([asdict(number) for number in numbers], indent=1))
+    return 0 if all(number.verdict == "reproduced" for number in numbers) else 1
+
+
+def format_numbers(target: str, numbers: list[Number], seconds: float) -> str:
+    """Lay the numbers of a target out for a terminal."""
+    signs = {
+        "absolute": "±",
+        "relative": "± rel.",
+        "equal": "=",
+        "within": "in range",
+        "at_most": "at most",
+        "at_least": "at least",
+    }
+    lines = [
+        f"{target} ({seconds:.0f} s)",
+        f"  {'number':<46}{'expected':>14}  {'tolerance':<16}{'measured':>14}  verdict",
+    ]
+    for number in numbers:
+        allowed = signs[number.comparison] + (f" {number.tolerance:g}" if number.tolerance else "")
+        short = number.name.removeprefix(target + ".").replace("_", " ")
+        lines.append(
+            f"  {short:<46}{_show(number.expected):>14}  {allowed:<16}{_show(number.measured):>14}  {number.verdict}"
+        )
+    return "\n".join(lines)
+
+
+def _show(value: Any) -> str:
+    if isinstance(value, list):
+        return "[" + ", ".join(_show(part) for part in value) + "]"
+    if isinstance(value, bool) or not isinstance(value, float):
+        return str(value)
+    return f"{value:.7g}" if math.isfinite(value) else str(value)
