@@ -35,10 +35,10 @@ def linear_regression_figure(
         left.plot(sizes, 2 / sharpness_of(sizes), color=style.INK, linewidth=1.2, linestyle=(0, (4, 1.5)))
         left.axhline(0.01, color=style.GREY, linewidth=0.8)
         left.annotate(
-            "Keras' default 0.01", (sizes[0], 0.01), (2, -3), textcoords="offset points", va="top", color=style.GREY
+            "Keras' default 0.01", (sizes[0], 0.01), (0, -3), textcoords="offset points", va="top", color=style.GREY
         )
         left.text(0.62, 0.8, "diverges", transform=left.transAxes, color=style.LABEL_COLORS["diverges"])
-        left.text(0.12, 0.42, "converges", transform=left.transAxes)
+        left.text(0.06, 0.08, "converges", transform=left.transAxes)
         middle = sizes[len(sizes) // 2]
         left.annotate(
             "2 / sharpness", (middle, 2 / sharpness_of(middle)), (6, 8), textcoords="offset points", color="white"
@@ -59,12 +59,12 @@ def linear_regression_figure(
         )
         right.axhline(np.finfo(np.float32).max, color=style.GREY, linewidth=0.8, linestyle=":")
         right.text(1, 1e36, "float32 maximum", color=style.GREY, va="top")
-        right.annotate("printed by Keras", (14, printed[13]), (8, -10), textcoords="offset points")
+        right.annotate("printed by Keras", (10, printed[9]), (7, -9), textcoords="offset points")
         for name, found in (("inf", np.isinf(losses)), ("NaN", np.isnan(losses))):
             first = epochs[found][0]
             right.axvline(first, color=style.INK, linewidth=0.8, linestyle=(0, (1, 1)))
             right.annotate(f"{name} at epoch {first}", (first, 1e18), (3, 0), textcoords="offset points")
-        right.set(xlabel="epoch", ylabel="loss", xlim=(0, 1.35 * epochs[np.isnan(losses)][0]))
+        right.set(xlabel="epoch", ylabel="loss", xlim=(0, 1.5 * epochs[np.isnan(losses)][0]))
         right.set_title("20 printed losses from one recovered weight", loc="left")
         for ax in (left, right):
             style.dress(ax)

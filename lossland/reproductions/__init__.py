@@ -103,25 +103,19 @@ def reproduce(name: str | None = None, *, as_json: bool = False, fast: bool = Fa
 
 
 def format_numbers(target: str, numbers: list[Number], seconds: float) -> str:
-    """Lay the numbers of a target out for a terminal."""
-    signs = {
-        "absolute": "±",
-        "relative": "± rel.",
-        "equal": "=",
-        "within": "in range",
-        "at_most": "at most",
-        "at_least": "at least",
-    }
-    lines = [
-        f"{target} ({seconds:.0f} s)",
-        f"  {'number':<46}{'expected':>14}  {'tolerance':<16}{'measured':>14}  verdict",
-    ]
+    """Lay the numbers of a target out for a terminal; words that do not fit a column stand on a line of their own."""
+    signs = {"absolute": "±", "relative": "± rel.", "equal": "=", "within": "in range", "at_most": "at most"}
+    heading = f"  {'number':<50}{'expected':>12}  {'tolerance':<14}{'measured':>24}  verdict"
+    lines = [f"{target} ({seconds:.0f} s)", heading]
     for number in numbers:
-        allowed = signs[number.comparison] + (f" {number.tolerance:g}" if number.tolerance else "")
+        allowed = signs.get(number.comparison, "at least") + (f" {number.tolerance:g}" if number.tolerance else "")
         short = number.name.removeprefix(target + ".").replace("_", " ")
-        lines.append(
-            f"  {short:<46}{_show(number.expected):>14}  {allowed:<16}{_show(number.measured):>14}  {number.verdict}"
-        )
+        expected, measured = _show(number.expected), _show(number.measured)
+        if len(measured) > 24 or len(expected) > 12:
+            lines.append(f"  {short:<50}{'':>12}  {allowed:<14}{'':>24}  {number.verdict}")
+            lines += [f"    expected {expected}", f"    measured {measured}"]
+        else:
+            lines.append(f"  {short:<50}{expected:>12}  {allowed:<14}{measured:>24}  {number.verdict}")
     return "\n".join(lines)
 
 

@@ -24,16 +24,16 @@ from lossland.sweeps.sweep import Sweep
 
 STEPS, EVERY, TAIL = 400, 10, 20
 PANELS, NODES = 48, 4
-"""Composite Gauss-Legendre rule along a step, panels growing geometrically: a long step saturates the tanh units near its
-start, so that is where the curvature sits."""
+"""Composite Gauss-Legendre rule along a step, panels growing geometrically: a long step saturates the tanh units near
+its start, so that is where the curvature sits."""
 
 
 def step_curvature(problem: Problem, optimizer: Optimizer, state: State) -> jax.Array:
     """Curvature averaged along the next step u, c = 2 int_0^1 (1 - s) u.H(params + s u)u ds / u.u.
 
-    Integrated by parts, c = 2 int_0^1 u.(g(params + s u) - g(params)) ds / u.u, from gradients alone. Taylor's formula with
-    remainder in integral form says L(params + u) - L(params) = g.u + c |u|^2 / 2, so gradient descent, u = -eta g, raises the
-    loss iff c > 2 / eta.
+    Integrated by parts, c = 2 int_0^1 u.(g(params + s u) - g(params)) ds / u.u, from gradients alone. Taylor's formula
+    with remainder in integral form says L(params + u) - L(params) = g.u + c |u|^2 / 2, so gradient descent, u = -eta g,
+    raises the loss iff c > 2 / eta.
     """
     updates, _ = optimizer.update(state.gradient, state.opt_state, state.params)
     flat, unravel = ravel_pytree(state.params)

@@ -1,0 +1,151 @@
+"""Reported results: the table is complete, verdicts can fail, and the numbers come out."""
+
+import json
+import re
+import tomllib
+from pathlib import Path
+
+import jax
+import numpy as np
+import optax
+import pytest
+
+import lossland as ll
+from lossland.cli import main
+from lossland.problems import reported
+from lossland.reproductions import COMPARISONS, NAMES, judge, reproduce, targets
+from lossland.reproductions.linear_regression import (
+    initial_weight_from,
+    predicted_overflow,
+    sharpness_of,
+    trace_to_nan,
+)
+
+FOLDER = Path(__import__("lossland.reproductions", fromlist=["reproductions"]).__file__).parent
+
+
+class TestTable:
+    @pytest.mark.parametrize("name", NAMES)
+    def test_every_number_has_a_source_and_one_way_to_be_judged(self, name):
+        for key, entry in targets(name).items():
+            assert len(entry["source"]) > 20, key
+            assert entry["comparison"] in COMPARISONS, key
+            assert ("expected" in entry) != ("formula" in entry), key
+            assert entry.get("tolerance", 1) > 0, key
+
+    def test_no_expected_number_is_typed_in_python(self):
+        table = tomllib.loads((FOLDER / "targets.toml").read_text())
+        reported_numbers = {
+            repr(entry["expected"])
+            for numbers in table.values()
+            for entry in numbers.values()
+            if isinstance(entry.get("expected"), float) and len(repr(entry["expected"]).strip("0.")) > 3
+        }
+        assert "12.487587" in reported_numbers
+        code = "\n".join(path.read_text() for path in FOLDER.glob("*.py"))
+        typed = set(re.findall(r"\d+\.\d+(?:e-?\d+)?", code))
+        assert not typed & reported_numbers
+
+    def test_unknown_names_are_listed(self):
+        with pytest.raises(ValueError, match="linear_regression, numpy_mlp"):
+            reproduce("nonsense")
+
+
+class TestVerdicts:
+    @pytest.mark.parametrize(
+        ("comparison", "good", "bad"),
+        [
+            ("absolute", 1.09, 1.11),
+            ("relative", 0.91, 0.89),
+            ("equal", 1.0, 1.0000001),
+            ("at_most", 1.1, 1.2),
+            ("at_least", 0.9, 0.8),
+            ("within", [0.5, 2.0], [1.5, 2.0]),
+        ],
+    )
+    def test_each_comparison_can_fail(self, comparison, good, bad):
+        table = {"x": {"expected": 1.0, "tolerance": 0.1000001, "comparison": comparison, "source": "s"}}
+        assert judge("t", {"x": good}, table)[0].verdict == "reproduced"
+        assert judge("t", {"x": bad}, table)[0].verdict == "failed"
+
+    @pytest.mark.parametrize("comparison", ["absolute", "relative", "at_most", "at_least"])
+    def test_nan_is_never_reproduced(self, comparison):
+        table = {"x": {"expected": 1.0, "tolerance": 0.1, "comparison": comparison, "source": "s"}}
+        assert judge("t", {"x": float("nan")}, table)[0].verdict == "failed"
+
+    def test_numbers_missing_from_table_or_measurement_are_an_error(self):
+        with pytest.raises(ValueError, match="differ"):
+            judge("t", {"y": 1.0}, {"x": {"expected": 1.0, "comparison": "equal", "source": "s"}})
+
+
+class TestFormulas:
+    def test_sharpness_is_the_top_eigenvalue_for_every_n(self):
+        for n in range(2, 41):
+            x = np.arange(1, n + 1.0)
+            hessian = 2 * np.array([[np.mean(x**2), x.mean()], [x.mean(), 1]])
+            assert sharpness_of(n) == pytest.approx(np.linalg.eigvalsh(hessian)[-1], rel=1e-12)
+
+    def test_recovered_weight_gives_the_first_printed_loss(self):
+        weight = initial_weight_from(reported.printed_losses()[0])
+        problem = reported.linear_regression()
+        params = {"weight": np.float32(weight), "bias": np.float32(0)}
+        assert float(problem.objective(params)) == pytest.approx(reported.printed_losses()[0], abs=1e-4)
+        assert abs(weight) < reported.GLOROT_LIMIT
+
+    def test_overflow_and_nan_are_those_of_the_engine(self):
+        weight = -0.9
+        sweep = ll.Sweep({"learning_rate": [0.01], "initial_weight": [weight]}, 1, 160, 1, freeze=False)
+        losses = ll.run(reported.linear_regression(), optax.sgd, sweep)["loss"].values.ravel()
+        assert predicted_overflow(weight) == np.flatnonzero(np.isinf(losses))[0] + 1
+        assert trace_to_nan(weight)[0] == np.flatnonzero(np.isnan(losses))[0] + 1
+
+    def test_curvature_along_a_step_predicts_the_loss_exactly(self):
+        from lossland.reproductions.numpy_mlp import step_curvature
+
+        sweep = ll.Sweep({"learning_rate": np.geomspace(0.03, 3, 5)}, 4, num_steps=1, every=1, dtype="float64")
+        runs = ll.run(reported.numpy_mlp(), optax.sgd, sweep, ["loss", "gradient_norm", step_curvature])
+        rate, start = runs["learning_rate"], runs.isel(step=0)
+        step = rate * start["gradient_norm"]
+        predicted = start["loss"] - step**2 / rate + start["step_curvature"] * step**2 / 2
+        after = runs["loss"].isel(step=1)
+        np.testing.assert_allclose(predicted, after.transpose(*predicted.dims), rtol=0.02, atol=0.02)
+
+
+class TestCommand:
+    @pytest.fixture(scope="class")
+    def numbers(self, tmp_path_factory):
+        folder = tmp_path_factory.mktemp("reproduce")
+        import contextlib
+        import io
+
+        printed = io.StringIO()
+        with contextlib.redirect_stdout(printed):
+            code = main(["reproduce", "linear_regression", "--json", "--fast", "--out", str(folder)])
+        return code, json.loads(printed.getvalue()), folder
+
+    def test_linear_regression_is_reproduced(self, numbers):
+        code, found, folder = numbers
+        assert [n for n in found if n["verdict"] != "reproduced"] == []
+        assert code == 0
+        assert all({"name", "expected", "tolerance", "measured", "verdict"} <= set(number) for number in found)
+        assert (folder / "linear_regression-fast" / "linear_regression.png").exists()
+
+    def test_a_sabotaged_number_fails_the_command(self, monkeypatch, tmp_path, capsys):
+        from lossland import reproductions
+
+        table = targets("linear_regression")
+        table["first_inf_epoch"]["expected"] = 65
+        monkeypatch.setattr(reproductions, "targets", lambda name: table)
+        module = __import__("lossland.reproductions.linear_regression", fromlist=["measure"])
+        honest = {key: (1.0, 1.0) if "formula" in entry else entry["expected"] for key, entry in table.items()}
+        honest = {k: [v, v] if table[k]["comparison"] == "within" else v for k, v in honest.items()}
+        monkeypatch.setattr(module, "measure", lambda *arguments: ({**honest, "first_inf_epoch": 64}, []))
+        assert main(["reproduce", "linear_regression", "--out", str(tmp_path)]) == 1
+        assert "failed" in capsys.readouterr().out
+
+    @pytest.mark.slow
+    def test_numpy_mlp_is_reproduced(self, tmp_path, capsys):
+        assert main(["reproduce", "numpy_mlp", "--json", "--fast", "--out", str(tmp_path)]) == 0, (
+            capsys.readouterr().out
+        )
+        assert jax.numpy.zeros(1).dtype == np.float32
