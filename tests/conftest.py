@@ -15,12 +15,11 @@ def x64():
 def compilations():
     """Programs compiled by XLA while the test runs: a list that grows by one at each compilation."""
     events: list[str] = []
-    active = [True]
 
     def listen(event: str, duration: float, **kwargs: object) -> None:
-        if active[0] and event == "/jax/core/compile/backend_compile_duration":
+        if event == "/jax/core/compile/backend_compile_duration":
             events.append(event)
 
     jax.monitoring.register_event_duration_secs_listener(listen)
     yield events
-    active[0] = False
+    jax.monitoring.unregister_event_duration_listener(listen)

@@ -1,7 +1,7 @@
 """Second derivatives of a loss, for one run or a whole tile of runs.
 
 Operators are functions from pytree to pytree (`hessian`, `gauss_newton`, `fisher`, `preconditioned`, `in_chunks`,
-`restrict`); what is asked of them comes with its own error (`top_eigenpairs`, `trace`, `spectral_density`).
+`restrict`); `top_eigenpair` finds the largest eigenvalue of one, with the residual that certifies it.
 """
 
 from lossland.curvature.lanczos import TopEigenpair, top_eigenpair
@@ -22,26 +22,9 @@ from lossland.curvature.operators import (
     preconditioned,
     restrict,
 )
-from lossland.curvature.spectra import (
-    Eigenpairs,
-    Estimate,
-    SpectralDensity,
-    alignment,
-    gradient_curvature,
-    largest_magnitude_eigenpairs,
-    lowest_eigenpairs,
-    spectral_density,
-    top_eigenpairs,
-    trace,
-    warm_start,
-)
 
 __all__ = [
-    "Eigenpairs",
-    "Estimate",
-    "SpectralDensity",
     "TopEigenpair",
-    "alignment",
     "bernoulli",
     "categorical",
     "dense",
@@ -51,18 +34,11 @@ __all__ = [
     "flatten",
     "gauss_newton",
     "gaussian",
-    "gradient_curvature",
     "hessian",
     "in_chunks",
-    "largest_magnitude_eigenpairs",
-    "lowest_eigenpairs",
     "negated",
     "parameter_names",
     "preconditioned",
     "restrict",
-    "spectral_density",
     "top_eigenpair",
-    "top_eigenpairs",
-    "trace",
-    "warm_start",
 ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import hashlib
 import os
 import re
 import threading
@@ -78,7 +79,8 @@ def run(
     made_probes = as_probes(probes)
     owners = axis_owners(problem, optimizer, sweep)
     swept = {name: None for name, owner in owners.items() if owner != "problem"}
-    optimizer.check(swept)
+    start = jax.eval_shape(problem.init, jax.eval_shape(lambda: jax.random.key(0)))
+    optimizer.check(swept, start)
     if sweep.lane_width is None:
         sweep = sweep.with_lane_width(_lane_width_for(problem))
     assert sweep.lane_width is not None
@@ -241,11 +243,26 @@ class _Job:
             "sweep": self.sweep.to_json(),
             "problem": f"{self.problem.name} {self.problem.fingerprint()}",
             "optimizer": re.sub(r" at 0x[0-9a-f]+", "", repr(self.optimizer)),
+            "optimizer_program": self.optimizer_program(),
             "variables": ",".join(sorted(self.shapes())),
             "platform": self.plan.devices[0].platform,
             "device": self.plan.devices[0].device_kind,
             **versions(),
         }
+
+    def optimizer_program(self) -> str:
+        """Hash of the optimizer's traced update: two functions of one name are two optimizers."""
+        swept = [name for name, owner in self.owners.items() if owner != "problem"]
+        start = jax.eval_shape(self.problem.init, jax.eval_shape(lambda: jax.random.key(0)))
+
+        def update(params: Any, values: list[Any]) -> Any:
+            optimizer = self.optimizer.with_arguments(**dict(zip(swept, values, strict=True)))
+            extra = {"value": np.float32(1), "grad": params, "value_fn": self.problem.objective}
+            return optimizer.update(params, optimizer.init(params), params, **extra)[0]
+
+        with jax.enable_x64(False):
+            program = jax.make_jaxpr(update)(start, [jax.ShapeDtypeStruct((), np.float32)] * len(swept))
+        return hashlib.sha256(re.sub(r"0x[0-9a-f]+", "", str(program)).encode()).hexdigest()[:16]
 
     def provenance(self) -> dict[str, Any]:
         """Attributes of the dataset."""

@@ -5,7 +5,6 @@ import re
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 from jax.flatten_util import ravel_pytree
 
@@ -126,35 +125,6 @@ def test_empirical_fisher_is_the_second_moment_of_the_examples_gradients(x64):
         curvature.empirical_fisher(case.objective, params)
 
 
-def test_preconditioned_sharpness_of_adam_equals_dense(x64):
-    """P^-1/2 H P^-1/2 after 30 steps of optax.adam, P of the next update: second moment advanced, bias corrected."""
-    case = case_named("tanh_mse")
-    params = case.params_as("float64")
-    b2, eps = 0.99, 1e-6
-    optimizer = optax.adam(1e-2, b2=b2, eps=eps)
-
-    def step(_, state):
-        params, opt_state = state
-        updates, opt_state = optimizer.update(jax.grad(case.objective)(params), opt_state)
-        return optax.apply_updates(params, updates), opt_state
-
-    @quick_jit
-    def train_and_measure(params):
-        params, opt_state = jax.lax.fori_loop(0, 30, step, (params, optimizer.init(params)))
-        gradient = jax.grad(case.objective)(params)
-        moment = jax.tree.map(lambda nu, g: b2 * nu + (1 - b2) * g**2, opt_state[0].nu, gradient)
-        preconditioner = jax.tree.map(lambda nu: jnp.sqrt(nu / (1 - b2**31)) + eps, moment)
-        product = curvature.hessian(case.objective, params)
-        pairs = curvature.top_eigenpairs(curvature.preconditioned(product, preconditioner), like=params)
-        return pairs, preconditioner, curvature.dense(product, params)
-
-    pairs, preconditioner, matrix = train_and_measure(params)
-    scale = np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(preconditioner)]) ** -0.5
-    dense = np.asarray(matrix) * scale[:, None] * scale
-    assert pairs.converged.all()
-    np.testing.assert_allclose(pairs.values[0], np.linalg.eigvalsh(dense)[-1], rtol=1e-6)
-
-
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
 @pytest.mark.parametrize("chunk_size", [7, 8, 40, 100])
 def test_chunks_add_up_to_the_full_data(x64, reduction, chunk_size):
@@ -211,30 +181,6 @@ def test_restricted_hessian_is_a_diagonal_block(x64):
         curvature.restrict(case.objective, params, lambda name: name == "Dense_0")
 
 
-def test_gradient_curvature_and_alignment(x64):
-    case, matrix = case_named("convolutional"), dense_hessian_named("convolutional")
-    params = case.params_as("float64")
-
-    @quick_jit
-    def measure(params):
-        gradient = jax.grad(case.objective)(params)
-        ones = jax.tree.map(jnp.ones_like, params)
-        opposite = jax.tree.map(lambda leaf: -3 * leaf, gradient)
-        return (
-            ravel_pytree(gradient)[0],
-            curvature.gradient_curvature(case.objective, params),
-            curvature.alignment(gradient, ones),
-            curvature.alignment(gradient, opposite),
-        )
-
-    gradient, along, with_ones, with_opposite = (np.asarray(result) for result in measure(params))
-    np.testing.assert_allclose(along, gradient @ matrix @ gradient / (gradient @ gradient), rtol=1e-10)
-    np.testing.assert_allclose(
-        with_ones, abs(gradient.sum()) / np.linalg.norm(gradient) / np.sqrt(gradient.size), rtol=1e-12
-    )
-    np.testing.assert_allclose(with_opposite, 1, rtol=1e-12)
-
-
 def test_products_are_in_full_precision_unless_the_user_has_chosen():
     def objective(params):
         return jnp.sum(jnp.tanh(jnp.ones((4, 3)) @ params) ** 2)
@@ -251,7 +197,5 @@ def test_products_are_in_full_precision_unless_the_user_has_chosen():
 
 
 def test_dense_refuses_what_does_not_fit():
-    with pytest.raises(ValueError, match=r"like: expected at most 30000 parameters.*got 40000; use top_eigenpairs"):
+    with pytest.raises(ValueError, match=r"like: expected at most 30000 parameters.*got 40000"):
         curvature.dense(lambda vector: vector, jnp.ones(40_000))
-    with pytest.raises(ValueError, match=r"like: expected parameters of one real float dtype, got \['int32'\]"):
-        curvature.top_eigenpairs(lambda vector: vector, like=jnp.ones(3, "int32"))

@@ -112,23 +112,13 @@ class TestFormulas:
 
 
 class TestCommand:
-    @pytest.fixture(scope="class")
-    def numbers(self, tmp_path_factory):
-        folder = tmp_path_factory.mktemp("reproduce")
-        import contextlib
-        import io
-
-        printed = io.StringIO()
-        with contextlib.redirect_stdout(printed):
-            code = main(["reproduce", "linear_regression", "--json", "--fast", "--out", str(folder)])
-        return code, json.loads(printed.getvalue()), folder
-
-    def test_linear_regression_is_reproduced(self, numbers):
-        code, found, folder = numbers
+    def test_linear_regression_is_reproduced(self, tmp_path, capsys):
+        code = main(["reproduce", "linear_regression", "--json", "--fast", "--out", str(tmp_path)])
+        found = json.loads(capsys.readouterr().out)
         assert [n for n in found if n["verdict"] != "reproduced"] == []
         assert code == 0
         assert all({"name", "expected", "tolerance", "measured", "verdict"} <= set(number) for number in found)
-        assert (folder / "linear_regression-fast" / "linear_regression.png").exists()
+        assert (tmp_path / "linear_regression-fast" / "linear_regression.png").exists()
 
     def test_a_sabotaged_number_fails_the_command(self, monkeypatch, tmp_path, capsys):
         from lossland import reproductions

@@ -348,6 +348,17 @@ class TestDisk:
             ll.run(problem_named("line"), optax.sgd, ll.Sweep(**SMALL), ["loss", "sharpness"], tmp_path)
         assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
+    def test_another_optimizer_of_the_same_name_is_refused(self, tmp_path):
+        def make(factor):
+            def mine(learning_rate):
+                return optax.chain(optax.scale(factor), optax.sgd(learning_rate))
+
+            return mine
+
+        ll.run(problem_named("cubic"), make(1.0), ll.Sweep(**SMALL), ["loss"], tmp_path)
+        with pytest.raises(ValueError, match="optimizer_program"):
+            ll.run(problem_named("cubic"), make(0.5), ll.Sweep(**SMALL), ["loss"], tmp_path)
+
     def test_a_folder_with_other_things_is_refused(self, tmp_path):
         (tmp_path / "thesis.tex").write_text("precious")
         with pytest.raises(ValueError, match="not empty"):
