@@ -221,6 +221,10 @@ def either(constant):
     return drawn
 
 
+def start_in_jit(constant):
+    return lambda key: {"w": jnp.ones(1), "b": jax.jit(lambda key: jax.random.normal(key, (5,)) @ constant)(key)}
+
+
 A, B = np.arange(5.0, dtype=np.float32), np.array([0, 1, 2, 3, 5], np.float32)
 DIFFERENT = {
     "a datum": ({}, {"data": (X, with_hole(Y, 1e-9))}),
@@ -236,6 +240,7 @@ DIFFERENT = {
     ),
     "the starting point": ({}, {"init": lambda key: init(key, scale=2.0)}),
     "a decided argument": ({}, {"init": functools.partial(init, scale=2.0)}),
+    "an array inside jit of the start": ({"init": start_in_jit(A)}, {"init": start_in_jit(B)}),
     "an array inside jit": ({"loss": in_jit(A)}, {"loss": in_jit(B)}),
     "an array inside scan": ({"loss": in_scan(A)}, {"loss": in_scan(B)}),
     "a gradient by hand": ({"loss": by_hand(1.0)}, {"loss": by_hand(2.0)}),
