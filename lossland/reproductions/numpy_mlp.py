@@ -149,7 +149,7 @@ def _gradient_error(problem: Problem) -> tuple[str, float]:
     """Compare the reported backward pass with autodiff in float64: names of the wrong parameters, relative error."""
     params = reported.numpy_mlp_initial_params(4)
     with jax.enable_x64(True):
-        right = jax.grad(problem.objective)(cast_floating(params, np.float64))
+        right = jax.tree.map(np.asarray, jax.grad(problem.objective)(cast_floating(params, np.float64)))
     by_hand = reported.numpy_mlp_gradient(params, problem.data, wrong_db1=True)
     errors = {
         name: float(np.linalg.norm(by_hand[name] - right[name]) / np.linalg.norm(right[name]))

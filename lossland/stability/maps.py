@@ -19,7 +19,7 @@ COVERAGE = 0.95
 OUTCOMES = {
     "never_rises": "no step raised the training loss",
     "rises_and_recovers": "some step raised the training loss, and it ended below where it started",
-    "diverges": "the training loss became non-finite, or ended no lower than it started",
+    "diverges": "the training loss became non-finite, or rose and ended no lower than it started",
 }
 Event = Literal["diverges", "rises"]
 
@@ -27,10 +27,10 @@ Event = Literal["diverges", "rises"]
 def outcomes(runs: xr.Dataset) -> xr.Dataset:
     """Classify every run: booleans `never_rises`, `rises_and_recovers`, `diverges`, with the dims of `status`.
 
-    A run diverges if its loss became non-finite, or if the median of its last recorded losses is not below the loss
-    at step 0 (a bounded loss never overflows, however useless the run). It rises if any step, recorded or not, raised
-    the loss by more than rounding. Exactly one of the three holds for a run that was computed, none for one that was
-    not.
+    A run diverges if its loss became non-finite, or if it rose and the median of its last recorded losses is not below
+    the loss at step 0 (a bounded loss never overflows, however useless the run). It rises if any step, recorded or not,
+    raised the loss by more than rounding. Exactly one of the three holds for a run that was computed, none for one that
+    was not.
 
     Raises:
         ValueError: if the dataset was not made by `ll.run` with the probe "loss".
@@ -42,8 +42,9 @@ def outcomes(runs: xr.Dataset) -> xr.Dataset:
     num_tail = max(1, math.ceil(TAIL * runs.sizes["step"]))
     # A run that stopped early has no end; its records there are NaN, which is why status is asked first.
     end = runs["loss"].isel(step=slice(-num_tail, None)).median("step", skipna=False)
-    lost = (runs["status"] == Outcome.diverged) | ~(end < runs["loss"].isel(step=0, drop=True))
     rose = runs["first_rise_step"] >= 0
+    # A run that never rose has not diverged, even if its steps were too small to lower the loss.
+    lost = (runs["status"] == Outcome.diverged) | (rose & ~(end < runs["loss"].isel(step=0, drop=True)))
     kinds = {"never_rises": ~lost & ~rose, "rises_and_recovers": ~lost & rose, "diverges": lost}
     return xr.Dataset(
         {

@@ -28,7 +28,7 @@ from lossland.problems.problem import Problem
 from lossland.sweeps.plan import Device, Plan, default_lane_width, make_plan
 from lossland.sweeps.probes import Probe, as_probes
 from lossland.sweeps.store import Store
-from lossland.sweeps.sweep import Sweep
+from lossland.sweeps.sweep import RESERVED, Sweep
 from lossland.sweeps.training import SUMMARY, starting_points, tile_program
 from lossland.sweeps.trajectories import assemble, blank_array
 
@@ -140,10 +140,10 @@ class _Job:
         self.sweep, self.plan, self.owners = sweep, plan, owners
         self.hyperparameters, self.seeds = sweep.runs()
         self.data = _in_precision(problem, sweep.dtype)
-        self.start, self.tile = _programs(
+        self.start, self.tile = _cached(_programs)(
             problem,
             optimizer.factory,
-            tuple(sorted(optimizer.arguments.items())),
+            tuple(sorted(optimizer.arguments.items(), key=lambda item: item[0])),
             probes,
             sweep.num_steps,
             sweep.every,
@@ -195,6 +195,8 @@ class _Job:
         with jax.enable_x64(False):
             params = jax.eval_shape(self.start, for_problem, seeds)
         records, summary = jax.eval_shape(self.tile, np.int32(0), for_training, params, self.data)
+        if taken := set(records) & set(summary):
+            raise ValueError(f"probes: a probe records {', '.join(sorted(taken))}, which every result has; rename it")
         return {
             name: jax.ShapeDtypeStruct(value.shape[2:], value.dtype) for name, value in {**records, **summary}.items()
         }
@@ -205,7 +207,10 @@ class _Job:
         units = {name: text for probe in self.probes for name, text in probe.units.items()}
         dims = {name: names for probe in self.probes for name, names in probe.dims.items()}
         variables = {}
+        own_names = {*RESERVED, *self.sweep.axes, "status", "threshold", "relative_sharpness"}
         for name, shape in self.shapes().items():
+            if name in own_names:
+                raise ValueError(f"probes: a probe records {name!r}, a name that every result has; choose another")
             summary = name in SUMMARY
             own = shape.shape if summary else shape.shape[1:]
             named = dims.get(name) or tuple(f"{name}_axis_{axis}" for axis in range(len(own)))
@@ -245,6 +250,7 @@ class _Job:
             "optimizer": re.sub(r" at 0x[0-9a-f]+", "", repr(self.optimizer)),
             "optimizer_program": self.optimizer_program(),
             "variables": ",".join(sorted(self.shapes())),
+            "probes_program": self.probes_program(),
             "platform": self.plan.devices[0].platform,
             "device": self.plan.devices[0].device_kind,
             **versions(),
@@ -262,6 +268,14 @@ class _Job:
 
         with jax.enable_x64(False):
             program = jax.make_jaxpr(update)(start, [jax.ShapeDtypeStruct((), np.float32)] * len(swept))
+        return hashlib.sha256(re.sub(r"0x[0-9a-f]+", "", str(program)).encode()).hexdigest()[:16]
+
+    def probes_program(self) -> str:
+        """Hash of the traced programs of the tile, probes included: an edited probe never passes for the old one."""
+        for_training, for_problem, seeds = self.arguments(slice(0, 1), 1)
+        with jax.enable_x64(False):
+            params = jax.eval_shape(self.start, for_problem, seeds)
+        program = jax.make_jaxpr(self.tile)(np.int32(0), for_training, params, self.data)
         return hashlib.sha256(re.sub(r"0x[0-9a-f]+", "", str(program)).encode()).hexdigest()[:16]
 
     def provenance(self) -> dict[str, Any]:
@@ -292,7 +306,9 @@ def thresholds_of(optimizer: Optimizer, points: dict[str, np.ndarray], count: in
     """
     attributes: dict[str, Any] = {"units": "loss / parameter^2", "preconditioned": 0}
     try:
-        build = _builder(optimizer.factory, tuple(sorted(optimizer.arguments.items())))
+        build = _cached(_builder)(
+            optimizer.factory, tuple(sorted(optimizer.arguments.items(), key=lambda item: item[0]))
+        )
         first: dict[str, Any] = {name: float(values[0]) for name, values in points.items()}
         certificate = thresholds.threshold(build, **first)
         attributes["preconditioned"] = int(certificate.preconditioned)
@@ -350,6 +366,19 @@ def _in_precision(problem: Problem, dtype: str) -> Any:
         return converted
 
     return jax.tree_util.tree_map_with_path(convert, problem.data)
+
+
+def _cached(function: Any) -> Any:
+    """Use a cache where the arguments can be its key; fixed arguments such as arrays or masks cannot."""
+
+    def call(*arguments: Any) -> Any:
+        try:
+            hash(arguments)
+        except TypeError:
+            return function.__wrapped__(*arguments)
+        return function(*arguments)
+
+    return call
 
 
 @functools.lru_cache(maxsize=32)  # one object per optimizer, so that its threshold is compiled once

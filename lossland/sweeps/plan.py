@@ -57,5 +57,10 @@ def make_plan(lane_width: int) -> Plan:
         chunks_per_tile=max(4, 16 // lane_width) if on_cpu else 1,
         devices=devices,
         # One Python thread per core on a single CPU device is as fast as forced host devices, and needs no flags.
-        workers_per_device=max(1, len(os.sched_getaffinity(0)) // len(devices)) if on_cpu else 1,
+        workers_per_device=max(1, _num_cores() // len(devices)) if on_cpu else 1,
     )
+
+
+def _num_cores() -> int:
+    """Cores that this process may use; not every system can say that it has fewer than all."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

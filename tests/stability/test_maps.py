@@ -48,6 +48,11 @@ def test_a_bounded_loss_can_diverge_without_overflow():
     assert outcomes(runs)["diverges"].values.ravel().tolist() == [False, True]
 
 
+def test_a_run_that_does_not_move_has_not_diverged():
+    runs = ll.run(problem_named("line"), optax.sgd, ll.Sweep({"learning_rate": [1e-12, 1e-3]}, 3, 20, 5))
+    assert outcomes(runs)["never_rises"].all()
+
+
 def test_stability_map_is_the_mean_over_seeds(cubic):
     stable = ll.stability_map(cubic)
     kinds = outcomes(cubic)

@@ -157,6 +157,18 @@ class TestProbes:
         runs = ll.run(problem_named("cubic"), optax.sgd, sweep, probes=[step_length])
         np.testing.assert_allclose(runs["step_length"], np.broadcast_to([[[0.01]], [[0.1]]], (2, 2, 3)), rtol=1e-5)
 
+    @pytest.mark.parametrize("name", ["peak_loss", "status", "seed", "learning_rate"])
+    def test_records_that_every_result_has_are_refused(self, name, compilations):
+        probe = ll.Probe(name, lambda problem, optimizer, state: state.loss)
+        with pytest.raises(ValueError, match=name):
+            ll.run(problem_named("line"), optax.sgd, ll.Sweep({"learning_rate": [0.1]}, 1, 2, 1), [probe])
+        assert not compilations
+
+    def test_fixed_arguments_without_a_hash(self):
+        optimizer = ll.Optimizer(optax.adamw, learning_rate=np.float32(0.01), mask={"w": True, "b": False})
+        runs = ll.run(problem_named("line"), optimizer, ll.Sweep({"weight_decay": [0.0, 0.1]}, 1, 2, 1))
+        assert len(np.unique(runs["loss"].isel(step=-1))) == 2
+
     @pytest.mark.parametrize(
         ("probes", "words"),
         [
@@ -358,6 +370,17 @@ class TestDisk:
         ll.run(problem_named("cubic"), make(1.0), ll.Sweep(**SMALL), ["loss"], tmp_path)
         with pytest.raises(ValueError, match="optimizer_program"):
             ll.run(problem_named("cubic"), make(0.5), ll.Sweep(**SMALL), ["loss"], tmp_path)
+
+    def test_an_edited_probe_of_the_same_name_is_refused(self, tmp_path):
+        def make(power):
+            def mine(problem, optimizer, state):
+                return state.loss**power
+
+            return mine
+
+        ll.run(problem_named("cubic"), optax.sgd, ll.Sweep(**SMALL), [make(1)], tmp_path)
+        with pytest.raises(ValueError, match="probes_program"):
+            ll.run(problem_named("cubic"), optax.sgd, ll.Sweep(**SMALL), [make(2)], tmp_path)
 
     def test_a_folder_with_other_things_is_refused(self, tmp_path):
         (tmp_path / "thesis.tex").write_text("precious")
