@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,12 +11,12 @@ import numpy as np
 import optax
 import xarray as xr
 
-from lossland import figures, problems
+from lossland import figures, problems, strict_json
 from lossland.optimizers import Optimizer
 from lossland.problems.problem import Problem
 from lossland.stability.maps import OUTCOMES, critical_learning_rate, median_over_seeds, stability_map
 from lossland.sweeps.execution import run
-from lossland.sweeps.store import OccupiedError
+from lossland.sweeps.store import in_free_folder
 from lossland.sweeps.sweep import Sweep
 from lossland.sweeps.trajectories import sweep_of
 
@@ -57,18 +56,22 @@ def map_problem(
         raise ValueError(f"--axis: a map has the learning rate and at most one other axis, got {', '.join(axes)}")
     rates = parse_values("learning_rate", learning_rate) if learning_rate else predicted_rates(problem, factory)
     sweep = Sweep({"learning_rate": rates, **axes}, seeds, steps, every or max(1, steps // NUM_RECORDS), dtype)
-    folder = _folder(out, name)
+    folder = Path("runs") / name if out is None else out
     print(
         f"{name}: {' × '.join(f'{len(v)} {k}' for k, v in sweep.axes.items())} × {seeds} seeds × {steps} steps",
         flush=True,
     )
     began = time.perf_counter()
-    runs, folder = _run(problem, factory, sweep, folder, choose=out is None)
+
+    def train(place: Path) -> xr.Dataset:
+        return run(problem, factory, sweep, ["loss", "gradient_norm", "sharpness"], place)
+
+    runs, folder = in_free_folder(train, folder) if out is None else (train(folder), folder)
     seconds = time.perf_counter() - began
     report = summary(runs)
     print(format_summary(runs, report, seconds))
     paths = draw(runs, folder)
-    (folder / "summary.json").write_text(json.dumps(report, indent=1) + "\n")
+    (folder / "summary.json").write_text(strict_json.dumps(report) + "\n")
     print("figures " + ", ".join(str(path) for path in paths))
     return 0
 
@@ -167,7 +170,7 @@ def summary(runs: xr.Dataset) -> dict[str, Any]:
         "problem": runs.attrs["problem"],
         "optimizer": runs.attrs["optimizer"],
         "num_runs": int(runs["status"].size),
-        "coverage": float(rises["coverage"]),
+        "coverage": float(rises["coverage"].min()),
         "outcomes": {name: float(fractions[name].mean()) for name in OUTCOMES},
         "maps": entries,
     }
@@ -199,23 +202,6 @@ def draw(runs: xr.Dataset, folder: Path) -> list[Path]:
     """Save the stability map and the curves of a sweep as PNG and PDF; returns the paths."""
     paths = figures.save(figures.stability_map_figure(runs), folder / "stability_map")
     return [*paths, *figures.save(figures.curves_figure(runs), folder / "curves")]
-
-
-def _run(problem: Problem, optimizer: Optimizer, sweep: Sweep, folder: Path, choose: bool) -> tuple[xr.Dataset, Path]:
-    """Run in the folder; where none was asked for and it holds another sweep, in the next one that is free."""
-    number = 1
-    while True:
-        place = folder if number == 1 else folder.with_name(f"{folder.name}-{number}")
-        try:
-            return run(problem, optimizer, sweep, ["loss", "gradient_norm", "sharpness"], place), place
-        except OccupiedError:
-            if not choose:
-                raise
-            number += 1
-
-
-def _folder(out: Path | None, name: str) -> Path:
-    return Path("runs") / name if out is None else out
 
 
 def _fix(problem: Problem, optimizer: Optimizer, fixed: dict[str, float]) -> tuple[Problem, Optimizer]:

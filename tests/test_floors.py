@@ -9,12 +9,13 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "lossland"
 FLOORS = [
-    {"problems", "optimizers", "thresholds", "curvature"},
+    {"problems", "optimizers", "thresholds", "curvature", "strict_json"},
     {"sweeps"},
     {"stability"},
     {"figures"},
     {"mapping", "reproductions"},
     {"cli"},
+    {"__main__"},
 ]
 LEVEL = {room: level for level, rooms in enumerate(FLOORS) for room in rooms}
 MODULES = sorted(PACKAGE.rglob("*.py"))

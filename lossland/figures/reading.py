@@ -107,7 +107,7 @@ def boundaries(runs: xr.Dataset) -> xr.Dataset:
     for statistic in ("median", "low", "high"):
         statistics[statistic] = xr.concat([found[name][1][statistic] for name in names], along)
     labels = ("boundary", [found[name][0] for name in names])
-    attributes = {"coverage": float(critical["coverage"])}
+    attributes = {"coverage": float(critical["coverage"].min())}
     return xr.Dataset(statistics, attrs=attributes).assign_coords(label=labels)
 
 
@@ -201,6 +201,6 @@ def curves(runs: xr.Dataset, name: str, values: Sequence[float] | np.ndarray) ->
         piece["leaves_at"] = median_over_seeds(leaves)["median"]
         piece["num_seeds"] = int(computed.sum())
         piece["diverging"] = diverges.sel({axis: value}).isel(seed=computed).mean("seed")
-        piece.attrs["coverage"] = float(over_seeds["coverage"])
+        piece.attrs["coverage"] = float(over_seeds["coverage"].min())
         pieces.append(piece.drop_vars(set(piece.coords) - {axis, "step"}))
     return xr.concat(pieces, axis, combine_attrs="drop_conflicts").assign_attrs(name=name, axis=axis)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import importlib
 import importlib.resources
-import json
 import math
 import sys
 import time
@@ -15,6 +14,8 @@ import tomllib
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+
+from lossland import strict_json
 
 NAMES = ("linear_regression", "numpy_mlp")
 
@@ -90,15 +91,24 @@ def reproduce(name: str | None = None, *, as_json: bool = False, fast: bool = Fa
         began = time.perf_counter()
         print(f"{target}: {'fewer runs' if fast else 'full size'} ...", file=sys.stderr, flush=True)
         place = folder / (f"{target}-fast" if fast else target)
-        place.mkdir(parents=True, exist_ok=True)
-        measured, paths = module.measure(place, fast, table)
+
+        def measure(place: Path, module: Any = module, table: Any = table) -> Any:
+            place.mkdir(parents=True, exist_ok=True)
+            return module.measure(place, fast, table)
+
+        if out is None:
+            from lossland.sweeps.store import in_free_folder
+
+            (measured, paths), place = in_free_folder(measure, place)
+        else:
+            measured, paths = measure(place)
         found = judge(target, measured, table)
         numbers += found
         if not as_json:
             print(format_numbers(target, found, time.perf_counter() - began))
             print("figures " + ", ".join(map(str, paths)) + "\n")
     if as_json:
-        print(json.dumps([asdict(number) for number in numbers], indent=1))
+        print(strict_json.dumps([asdict(number) for number in numbers]))
     return 0 if all(number.verdict == "reproduced" for number in numbers) else 1
 
 

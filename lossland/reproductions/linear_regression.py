@@ -104,11 +104,11 @@ def measure(folder: Path, fast: bool, table: dict[str, Any]) -> tuple[dict[str, 
         "growth_per_epoch_printed": (float(printed[-1] / printed[-2]), float((1 - RATE * sharpness_of(EXAMPLES)) ** 2)),
         "growth_per_epoch_measured": float(losses[40] / losses[39]),
         "sharpness": (_measured_sharpness(reported.linear_regression()), float(sharpness_of(EXAMPLES))),
-        "first_inf_epoch": int(np.flatnonzero(np.isinf(losses))[0]) + 1,  # epoch e prints the loss before step e - 1
+        "first_inf_epoch": _first(np.isinf(losses)) + 1,  # epoch e prints the loss before step e - 1
         "first_inf_epoch_predicted": predicted_overflow(weight),
-        "first_nan_epoch": (int(np.flatnonzero(np.isnan(losses))[0]) + 1, nan_epoch),
+        "first_nan_epoch": (_first(np.isnan(losses)) + 1, nan_epoch),
         "operation_that_makes_nan": (_measured_operation(epochs), operation),
-        "smallest_diverging_n": (at_default, int(np.flatnonzero(sharpness_of(np.arange(1, 41)) > 2 / RATE)[0]) + 1),
+        "smallest_diverging_n": (at_default, _first(sharpness_of(np.arange(1, 41)) > 2 / RATE) + 1),
         "phase_diagram_runs_predicted_right": float(right.mean()),
         "ten_examples_final_loss": [float(ten.min()), float(ten.max())],
         "adam_prediction_over_seeds": [float(adam_ends.min()), float(adam_ends.max())],
@@ -140,7 +140,9 @@ def _printed_run(weight: float) -> xr.Dataset:
 def _measured_operation(epochs: xr.Dataset) -> str:
     """Read from the records which operation made the first NaN of the weight."""
     weight, gradient = (epochs[name].values.ravel() for name in ("weight", "weight_gradient"))
-    step = int(np.flatnonzero(np.isnan(weight))[0]) - 1
+    step = _first(np.isnan(weight)) - 1
+    if step < 0:
+        return "none"
     both_infinite = np.isinf(weight[step]) and np.isinf(gradient[step]) and weight[step] * gradient[step] > 0
     return "weight - learning_rate * gradient = inf - inf" if both_infinite else f"nan before step {step}"
 
@@ -156,7 +158,14 @@ def _phase_diagram(fast: bool) -> xr.Dataset:
 def _over_examples(seeds: int) -> int:
     sweep = Sweep({"num_examples": np.arange(2, 41), "learning_rate": [RATE]}, seeds, num_steps=EPOCHS, every=EPOCHS)
     lost = outcomes(run(reported.linear_regression_family(40), optax.sgd, sweep, progress=False))["diverges"]
-    return int(lost["num_examples"].values[lost.all(("learning_rate", "seed")).values].min())
+    smallest = _first(lost.all(("learning_rate", "seed")).values)
+    return int(lost["num_examples"].values[smallest]) if smallest >= 0 else 0
+
+
+def _first(flags: np.ndarray) -> int:
+    """Index of the first flag that is set, -1 if none is: a number that then fails, where an exception would hide the
+    rest."""
+    return int(flags.argmax()) if flags.any() else -1
 
 
 def _rises(rate: float, seeds: int) -> xr.Dataset:

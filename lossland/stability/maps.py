@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Literal
 
@@ -70,20 +71,21 @@ def stability_map(runs: xr.Dataset) -> xr.Dataset:
         ValueError: if the dataset was not made by `ll.run` with the probe "loss".
     """
     kinds = outcomes(runs)
-    num_runs = (runs["status"] != Outcome.not_run).sum("seed").assign_attrs(units="1", description="seeds computed")
+    computed = runs["status"] != Outcome.not_run
+    num_runs = computed.sum("seed").assign_attrs(units="1", description="seeds computed")
+
+    def fraction(flags: xr.DataArray) -> xr.DataArray:
+        return (flags & computed).sum("seed") / num_runs.where(num_runs > 0)  # NaN where nothing was computed
+
     fractions = {
-        name: (kinds[name].sum("seed") / num_runs).assign_attrs(
-            units="1", description=f"fraction of seeds for which {text}"
-        )
+        name: fraction(kinds[name]).assign_attrs(units="1", description=f"fraction of seeds for which {text}")
         for name, text in OUTCOMES.items()
     }
     stable = xr.Dataset({**fractions, "num_runs": num_runs}, attrs=runs.attrs)
     if "relative_sharpness" in runs:
         first = runs["relative_sharpness"].isel(step=0, drop=True)
-        stable["predicted"] = (
-            ((first > 1) & np.isfinite(first))
-            .mean("seed")
-            .assign_attrs(units="1", description="fraction of seeds whose sharpness at step 0 exceeds the threshold")
+        stable["predicted"] = fraction((first > 1) & np.isfinite(first)).assign_attrs(
+            units="1", description="fraction of seeds whose sharpness at step 0 exceeds the threshold"
         )
     return stable
 
@@ -104,7 +106,8 @@ def critical_learning_rate(runs: xr.Dataset, event: Event = "diverges") -> xr.Da
         `high`, `coverage`. A seed without the event on the grid counts as inf, one with it at the smallest rate as 0.
         `predicted` is the rate at which the sharpness at step 0 equals the threshold (2 / sharpness for gradient
         descent), where sharpness was recorded; `last_safe_learning_rate` is the largest rate without the event: above
-        the critical one where the boundary is not a single point.
+        the critical one where the boundary is not a single point. Of a sweep that is not finished, seeds that were
+        not computed are NaN, and count neither in a median nor in its coverage.
 
     Raises:
         ValueError: if there is no such axis, or for an unknown event.
@@ -122,15 +125,12 @@ def critical_learning_rate(runs: xr.Dataset, event: Event = "diverges") -> xr.Da
     rates = happened["learning_rate"].values.astype(float)
     flags = np.moveaxis(happened.values, axis, -1)
     known = np.moveaxis(computed.values, axis, -1)
-    any_event, all_event = flags.any(-1), (flags | ~known).all(-1)
-    first = flags.argmax(-1)
-    last_known = rates[known.shape[-1] - 1 - known[..., ::-1].argmax(-1)]
-    below = np.where(any_event, np.where(first == 0, 0.0, rates[np.maximum(first - 1, 0)]), last_known)
-    above = np.where(any_event, rates[first], np.inf)
-    below, above = (np.where(known.any(-1), bound, np.nan) for bound in (below, above))
+    first = np.where(flags.any(-1), flags.argmax(-1), len(rates))
+    below = _last_rate(rates, known & (np.arange(len(rates)) < first[..., None]))
+    above = np.append(rates, np.inf)[first]
+    last_safe = _last_rate(rates, known & ~flags)
+    below, above, last_safe = (np.where(known.any(-1), bound, np.nan) for bound in (below, above, last_safe))
     critical = np.where(np.isinf(above), np.inf, np.sqrt(below * above))
-    safe = flags.shape[-1] - 1 - (known & ~flags)[..., ::-1].argmax(-1)
-    last_safe = np.where(all_event, 0.0, rates[safe])
     dims = [dim for dim in happened.dims if dim != "learning_rate"]
     coordinates = {dim: runs[dim] for dim in dims}
     result = xr.Dataset(
@@ -155,10 +155,11 @@ def critical_learning_rate(runs: xr.Dataset, event: Event = "diverges") -> xr.Da
         # threshold x learning rate is a constant of the optimizer, so every rate of the grid predicts the same value.
         first_ratio = runs["relative_sharpness"].isel(step=0, drop=True).where(lambda ratio: ratio > 0)
         predicted = (runs["learning_rate"] / first_ratio).median("learning_rate")
+        # No rate is unstable where no sharpness is positive; nothing is known where no run was computed.
+        predicted = predicted.where(np.isfinite(predicted), np.inf).where(computed.any("learning_rate"))
         result["predicted"] = predicted.assign_attrs(
             units="1", description="learning rate at which the sharpness at step 0 equals the threshold"
         )
-        result["predicted"] = result["predicted"].where(np.isfinite(result["predicted"]), np.inf)
     middle = median_over_seeds(result["critical_learning_rate"])
     # What the grid leaves open belongs to the interval: its ends are those of the bracketing rates.
     result["median"], result["coverage"] = middle["median"], middle["coverage"]
@@ -171,31 +172,37 @@ def median_over_seeds(values: xr.DataArray) -> dict[str, xr.DataArray]:
     """Take the median over the dim `seed` with its interval: `median`, `low`, `high`, `coverage`.
 
     Equation: [low, high] = [x_(k), x_(n+1-k)], the narrowest such pair with 1 - 2 P(Binomial(n, 1/2) < k) at least 95
-    %; the full range where there are too few seeds for that, with the coverage it has.
+    %; the full range where there are too few seeds for that, with the coverage it has. NaN (not computed) does not
+    count as a seed; infinite values do.
     """
-    count = values.sizes["seed"]
-    ordered = np.sort(values.transpose(..., "seed").values, axis=-1)
-    below = _order_statistic(count)
-    coverage = _binomial_coverage(count, below)
     dims = [dim for dim in values.dims if dim != "seed"]
+    coordinates = {dim: values[dim] for dim in dims}
+    ordered = np.sort(values.transpose(..., "seed").values.astype(float), axis=-1)  # NaN last
+    counts = np.sum(~np.isnan(ordered), axis=-1)
+    below = np.vectorize(lambda count: _order_statistic(int(count)), otypes=[int])(counts)
     # The lower middle value: a mean of two could be infinite where a boundary lies off the grid for half of the seeds.
-    picks = {"median": (count - 1) // 2, "low": below, "high": count - 1 - below}
+    picks = {"median": (counts - 1) // 2, "low": below, "high": counts - 1 - below}
     about = {"median": "median over seeds", "low": "lower end of the interval of the median", "high": "upper end"}
-    found = {
-        name: xr.DataArray(
-            ordered[..., index],
-            {dim: values[dim] for dim in dims},
-            dims,
-            attrs={"units": "1", "description": about[name]},
-        )
-        for name, index in picks.items()
-    }
+    found = {}
+    for name, index in picks.items():
+        chosen = np.take_along_axis(ordered, np.maximum(index, 0)[..., None], -1)[..., 0]
+        found[name] = xr.DataArray(chosen, coordinates, dims, attrs={"units": "1", "description": about[name]})
+    coverage = np.vectorize(lambda count, k: _binomial_coverage(int(count), int(k)), otypes=[float])(counts, below)
     found["coverage"] = xr.DataArray(
-        coverage, attrs={"units": "1", "description": "probability that [low, high] holds the median"}
+        coverage,
+        coordinates,
+        dims,
+        attrs={"units": "1", "description": "probability that [low, high] holds the median"},
     )
     return found
 
 
+def _last_rate(rates: np.ndarray, flags: np.ndarray) -> np.ndarray:
+    """Largest of the increasing rates whose flag, on the last axis, is set; 0 where none is."""
+    return np.where(flags.any(-1), rates[len(rates) - 1 - flags[..., ::-1].argmax(-1)], 0.0)
+
+
+@functools.cache
 def _order_statistic(count: int) -> int:
     """Largest k such that [x_(k), x_(n-1-k)] covers the median with the nominal probability (0: the full range)."""
     below = 0
@@ -204,6 +211,7 @@ def _order_statistic(count: int) -> int:
     return below
 
 
+@functools.cache
 def _binomial_coverage(count: int, below: int) -> float:
     """Probability that the k-th smallest and k-th largest of n draws enclose the median: 1 - 2 P(Binomial(n, 1/2) <=
     k)."""

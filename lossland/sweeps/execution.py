@@ -91,7 +91,8 @@ def run(
         store = None
         if out is not None:
             store = Store.create(Path(out), job.identity(), layout, plan.runs_per_tile)
-        return _execute(job, layout, store, progress)
+        with contextlib.closing(_Bar(progress, sweep.num_runs)) as bar:
+            return _execute(job, layout, store, bar)
 
 
 def axis_owners(problem: Problem, optimizer: Optimizer, sweep: Sweep) -> dict[str, str]:
@@ -420,7 +421,7 @@ def _programs(
     return jax.jit(starting_points(problem), compiler_options=options), jax.jit(tile)
 
 
-def _execute(job: _Job, layout: dict[str, Any], store: Store | None, progress: bool | ProgressCallback) -> xr.Dataset:
+def _execute(job: _Job, layout: dict[str, Any], store: Store | None, bar: _Bar) -> xr.Dataset:
     sweep, plan = job.sweep, job.plan
     # A folder keeps the tile size it was begun with; only the lane width decides bits.
     per_tile = store.runs_per_tile if store else plan.runs_per_tile
@@ -429,7 +430,6 @@ def _execute(job: _Job, layout: dict[str, Any], store: Store | None, progress: b
     arrays = {
         name: blank_array((sweep.num_runs, *spec["shape"]), spec["dtype"]) for name, spec in layout["variables"].items()
     }
-    bar = _Bar(progress, sweep.num_runs)
 
     def place(tile: int) -> slice:
         return slice(tile * per_tile, min((tile + 1) * per_tile, sweep.num_runs))
@@ -460,27 +460,24 @@ def _execute(job: _Job, layout: dict[str, Any], store: Store | None, progress: b
         return tile, results
 
     workers = plan.workers_per_device * len(plan.devices)
-    try:
-        with ThreadPoolExecutor(workers, thread_name_prefix="lossland") as pool:
-            queue = iter(todo)
-            free = [device for device in plan.devices for _ in range(plan.workers_per_device)]
-            pending: dict[Future[Any], Device] = {}
-            try:
-                while True:
-                    while free and (tile := next(queue, None)) is not None:
-                        device = free.pop()
-                        pending[pool.submit(work, tile, device)] = device
-                    if not pending:
-                        break
-                    finished, _ = wait(pending, return_when=FIRST_COMPLETED)
-                    for future in finished:
-                        free.append(pending.pop(future))
-                        if (result := future.result()) is not None:
-                            keep(*result)
-            finally:
-                stop.set()  # after an error or Ctrl-C, tiles under way are finished and saved, no new one is begun
-    finally:
-        bar.close()
+    with ThreadPoolExecutor(workers, thread_name_prefix="lossland") as pool:
+        queue = iter(todo)
+        free = [device for device in plan.devices for _ in range(plan.workers_per_device)]
+        pending: dict[Future[Any], Device] = {}
+        try:
+            while True:
+                while free and (tile := next(queue, None)) is not None:
+                    device = free.pop()
+                    pending[pool.submit(work, tile, device)] = device
+                if not pending:
+                    break
+                finished, _ = wait(pending, return_when=FIRST_COMPLETED)
+                for future in finished:
+                    free.append(pending.pop(future))
+                    if (result := future.result()) is not None:
+                        keep(*result)
+        finally:
+            stop.set()  # after an error or Ctrl-C, tiles under way are finished and saved, no new one is begun
     return assemble(layout, arrays, np.ones(sweep.num_runs, bool))
 
 

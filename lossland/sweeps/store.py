@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
+import itertools
 import json
 import os
 import zipfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import xarray as xr
@@ -19,6 +22,7 @@ from lossland.sweeps.trajectories import assemble, blank_array
 FORMAT = 1
 MANIFEST = "manifest.json"
 IDENTITY = "__identity__"
+Result = TypeVar("Result")
 
 
 class OccupiedError(ValueError):
@@ -62,7 +66,7 @@ class Store:
                     "that one with ll.load"
                 )
             return there
-        if directory.exists() and any(directory.iterdir()):
+        if directory.exists() and any(not _is_leftover(path) for path in directory.iterdir()):
             raise OccupiedError(f"out: {directory} is not empty and holds no lossland sweep; choose another folder")
         directory.mkdir(parents=True, exist_ok=True)
         store = cls(directory, identity, layout, runs_per_tile)
@@ -128,6 +132,24 @@ class Store:
         return sorted(int(path.stem.removeprefix("tile-")) for path in self.directory.glob("tile-*.npz"))
 
 
+def in_free_folder(work: Callable[[Path], Result], folder: Path) -> tuple[Result, Path]:
+    """Do some work in a folder or, where that holds something else, in the next of FOLDER-2, FOLDER-3, ...
+
+    Returns:
+        What the work returned, and the folder it was done in.
+    """
+    for number in itertools.count(1):
+        place = folder if number == 1 else folder.with_name(f"{folder.name}-{number}")
+        with contextlib.suppress(OccupiedError):
+            return work(place), place
+    raise AssertionError("there is always a next number")
+
+
+def _is_leftover(path: Path) -> bool:
+    """Whether this is what a writer that was killed has left: a temporary file of `write_whole`."""
+    return path.name.startswith(".") and path.suffix == ".tmp"
+
+
 def write_whole(path: Path, content: bytes) -> None:
     """Write a file so that it is there whole or not at all: temporary name, fsync, rename, fsync of the folder."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -139,6 +161,8 @@ def write_whole(path: Path, content: bytes) -> None:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+    if os.name == "nt":  # a folder cannot be opened there, and renames need no fsync of it
+        return
     folder = os.open(path.parent, os.O_RDONLY)
     try:
         os.fsync(folder)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import numpy as np
@@ -72,8 +71,3 @@ def sweep_of(runs: xr.Dataset) -> Sweep:
     if not isinstance(runs, xr.Dataset) or "sweep" not in runs.attrs:
         raise ValueError("runs: expected the xarray.Dataset that ll.run or ll.load returns")
     return Sweep.from_json(runs.attrs["sweep"])
-
-
-def canonical_json(value: Any) -> str:
-    """Serialise with sorted keys and no spaces, so that equal values give equal text."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"))

@@ -133,6 +133,30 @@ class TestCommand:
         assert main(["reproduce", "linear_regression", "--out", str(tmp_path)]) == 1
         assert "failed" in capsys.readouterr().out
 
+    def test_the_next_free_folder_is_taken_where_none_was_asked_for(self, monkeypatch, tmp_path, capsys):
+        module = __import__("lossland.reproductions.linear_regression", fromlist=["measure"])
+        from lossland import reproductions
+
+        def measure(place, fast, table):
+            sweep = ll.Sweep({"learning_rate": [asked["rate"]]}, 1, 2, 1)
+            ll.run(reported.linear_regression(5), optax.sgd, sweep, out=place / "runs")
+            return {"x": float("inf")}, []
+
+        entry = {"expected": 0.0, "comparison": "equal", "source": "s"}
+        monkeypatch.setattr(reproductions, "targets", lambda name: {"x": entry})
+        monkeypatch.setattr(module, "measure", measure)
+        monkeypatch.chdir(tmp_path)
+        asked = {}
+        for asked["rate"] in (0.1, 0.2, 0.1):
+            assert main(["reproduce", "linear_regression", "--json"]) == 1
+            assert json.loads(capsys.readouterr().out, parse_constant=pytest.fail)[0]["measured"] == "Infinity"
+        folders = sorted(path.name for path in (tmp_path / "runs" / "reproduce").iterdir())
+        assert folders == ["linear_regression", "linear_regression-2"]
+        assert main(["reproduce", "linear_regression", "--out", "runs/reproduce"]) == 1
+        asked["rate"] = 0.3
+        assert main(["reproduce", "linear_regression", "--out", "runs/reproduce"]) == 2
+        assert "another sweep" in capsys.readouterr().err
+
     @pytest.mark.slow
     def test_numpy_mlp_is_reproduced(self, tmp_path, capsys):
         assert main(["reproduce", "numpy_mlp", "--json", "--fast", "--out", str(tmp_path)]) == 0, (

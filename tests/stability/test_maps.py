@@ -105,6 +105,42 @@ def test_runs_that_were_not_computed_do_not_count(cubic):
     assert (stable["num_runs"] == 3).all()
     for name in OUTCOMES:
         np.testing.assert_allclose(stable[name], half[name])
+    for event in ("rises", "diverges"):
+        some = ll.critical_learning_rate(missing, event)
+        whole = ll.critical_learning_rate(cubic.isel(seed=slice(3)), event)
+        assert some["critical_learning_rate"].isel(seed=slice(3, None)).isnull().all()
+        for name in ("median", "low", "high", "coverage"):
+            np.testing.assert_array_equal(some[name], whole[name])
+
+
+def test_predictions_of_runs_that_were_not_computed_are_unknown(line):
+    missing = line.copy(deep=True)
+    gone = {"seed": slice(4, None)}
+    missing["status"][..., 4:] = int(ll.Outcome.not_run)
+    missing["relative_sharpness"] = missing["relative_sharpness"].where(missing["seed"] < 4)
+    np.testing.assert_array_equal(ll.stability_map(missing)["predicted"], ll.stability_map(line)["predicted"])
+    found = ll.critical_learning_rate(missing)
+    assert found["predicted"].isel(gone).isnull().all()
+    np.testing.assert_allclose(median_over_seeds(found["predicted"])["high"], CRITICAL, rtol=1e-4)
+
+
+def test_a_sweep_of_which_nothing_was_computed_has_no_boundary(cubic):
+    missing = cubic.copy(deep=True)
+    missing["status"][:] = int(ll.Outcome.not_run)
+    assert ll.stability_map(missing)["diverges"].isnull().all()
+    found = ll.critical_learning_rate(missing)
+    assert found["median"].isnull().all()
+    assert (found["coverage"] == 0).all()
+
+
+def test_the_bracket_is_made_of_rates_that_were_computed(line):
+    last_safe = int(np.flatnonzero(line["learning_rate"] < CRITICAL)[-1])
+    missing = line.copy(deep=True)
+    missing["status"][last_safe] = int(ll.Outcome.not_run)
+    missing["first_bad_step"][last_safe] = -1
+    found = ll.critical_learning_rate(missing)
+    np.testing.assert_array_equal(found["below"], line["learning_rate"][last_safe - 1])
+    np.testing.assert_array_equal(found["above"], line["learning_rate"][last_safe + 1])
 
 
 @pytest.mark.parametrize("count", [1, 2, 5, 6, 16, 64])
@@ -125,8 +161,9 @@ def test_interval_covers_the_true_median_as_often_as_it_says():
     draws = np.random.default_rng(0).exponential(size=(4000, 16))
     found = median_over_seeds(xr.DataArray(draws, dims=("trial", "seed")))
     hits = ((found["low"] <= np.log(2)) & (np.log(2) <= found["high"])).mean()
-    standard_error = np.sqrt(float(found["coverage"]) * (1 - float(found["coverage"])) / 4000)
-    assert abs(float(hits) - float(found["coverage"])) < 4 * standard_error
+    coverage = float(found["coverage"][0])
+    standard_error = np.sqrt(coverage * (1 - coverage) / 4000)
+    assert abs(float(hits) - coverage) < 4 * standard_error
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,7 @@
+"""`python -m lossland` is the command line."""
+
+import sys
+
+from lossland.cli import main
+
+sys.exit(main())
