@@ -39,9 +39,9 @@ def linear_regression_figure(
         )
         left.text(0.62, 0.8, "diverges", transform=left.transAxes, color=style.LABEL_COLORS["diverges"])
         left.text(0.06, 0.08, "converges", transform=left.transAxes)
-        middle = sizes[len(sizes) // 2]
+        place = sizes[3 * len(sizes) // 4]
         left.annotate(
-            "2 / sharpness", (middle, 2 / sharpness_of(middle)), (6, 8), textcoords="offset points", color="white"
+            "2 / sharpness", (place, 2 / sharpness_of(place)), (0, 6), textcoords="offset points", color="white"
         )
         left.set(yscale="log", xlabel="number of examples", ylabel="learning rate")
         left.set_title("Every run falls on the predicted side", loc="left")
@@ -58,13 +58,24 @@ def linear_regression_figure(
             markeredgewidth=0.4,
         )
         right.axhline(np.finfo(np.float32).max, color=style.GREY, linewidth=0.8, linestyle=":")
-        right.text(1, 1e36, "float32 maximum", color=style.GREY, va="top")
-        right.annotate("printed by Keras", (10, printed[9]), (7, -9), textcoords="offset points")
+        right.annotate(
+            "float32 maximum",
+            (1, np.finfo(np.float32).max),
+            (0, -2),
+            xycoords=right.get_yaxis_transform(),
+            textcoords="offset points",
+            color=style.GREY,
+            ha="right",
+            va="top",
+        )
+        right.annotate("printed\nby Keras", (10, printed[9]), (8, -18), textcoords="offset points")
         for name, found in (("inf", np.isinf(losses)), ("NaN", np.isnan(losses))):
+            if not found.any():
+                continue
             first = epochs[found][0]
             right.axvline(first, color=style.INK, linewidth=0.8, linestyle=(0, (1, 1)))
             right.annotate(f"{name} at epoch {first}", (first, 1e18), (3, 0), textcoords="offset points")
-        right.set(xlabel="epoch", ylabel="loss", xlim=(0, 1.5 * epochs[np.isnan(losses)][0]))
+        right.set(xlabel="epoch", ylabel="loss", xlim=(0, 1.25 * epochs[-1]))
         right.set_title("20 printed losses from one recovered weight", loc="left")
         for ax in (left, right):
             style.dress(ax)

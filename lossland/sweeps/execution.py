@@ -153,10 +153,9 @@ class _Job:
             plan.lane_width,
         )
 
-    def arguments(self, runs: slice, num_chunks: int) -> tuple[Any, Any, np.ndarray]:
+    def arguments(self, runs: np.ndarray, num_chunks: int) -> tuple[Any, Any, np.ndarray]:
         """Padded inputs of the runs of one tile: optimizer and problem arguments, problem arguments, seeds."""
-        index = np.arange(runs.start, runs.start + num_chunks * self.plan.lane_width)
-        index = np.minimum(index, runs.stop - 1)  # padding repeats the last run
+        index = np.pad(runs, (0, num_chunks * self.plan.lane_width - len(runs)), mode="edge")  # repeats the last run
         shape = (num_chunks, self.plan.lane_width)
         everything = {name: values[index].reshape(shape) for name, values in self.hyperparameters.items()}
         for_problem = {
@@ -165,25 +164,24 @@ class _Job:
         for_training = {name: values.astype(self.sweep.dtype) for name, values in everything.items()}
         return for_training, for_problem, self.seeds[index].reshape(shape).astype(np.uint32)
 
-    def compute(self, runs: slice, num_chunks: int, device: Device) -> dict[str, np.ndarray]:
+    def compute(self, runs: np.ndarray, num_chunks: int, device: Device) -> dict[str, np.ndarray]:
         """Train the runs of one tile on a device: {name: (run, ...)}."""
         width = self.plan.lane_width
         for_training, for_problem, seeds = self.arguments(runs, num_chunks)
         with jax.default_device(device):
             with jax.enable_x64(False):  # a seed means the same start in every precision
                 params = self.start(for_problem, seeds)
-            used = np.int32(-(-(runs.stop - runs.start) // width))
+            used = np.int32(-(-len(runs) // width))
             records, summary = self.tile(used, for_training, params, self.data)
-        count = runs.stop - runs.start
         return {
-            name: np.asarray(values).reshape(num_chunks * width, *values.shape[2:])[:count]
+            name: np.asarray(values).reshape(num_chunks * width, *values.shape[2:])[: len(runs)]
             for name, values in {**records, **summary}.items()
         }
 
     def compile(self, num_chunks: int) -> None:
         """Trace and compile once per device, by running a tile of no chunks."""
         for device in self.plan.devices:
-            for_training, for_problem, seeds = self.arguments(slice(0, 1), num_chunks)
+            for_training, for_problem, seeds = self.arguments(np.arange(1), num_chunks)
             with jax.default_device(device):
                 with jax.enable_x64(False):
                     params = self.start(for_problem, seeds)
@@ -192,7 +190,7 @@ class _Job:
     def shapes(self) -> dict[str, jax.ShapeDtypeStruct]:
         """Shape and dtype of every variable of one run, found by tracing alone."""
         # The shapes of a real tile, so that this trace is the one that is compiled later.
-        for_training, for_problem, seeds = self.arguments(slice(0, 1), self.plan.chunks_per_tile)
+        for_training, for_problem, seeds = self.arguments(np.arange(1), self.plan.chunks_per_tile)
         with jax.enable_x64(False):
             params = jax.eval_shape(self.start, for_problem, seeds)
         records, summary = jax.eval_shape(self.tile, np.int32(0), for_training, params, self.data)
@@ -273,7 +271,7 @@ class _Job:
 
     def probes_program(self) -> str:
         """Hash of the traced programs of the tile, probes included: an edited probe never passes for the old one."""
-        for_training, for_problem, seeds = self.arguments(slice(0, 1), 1)
+        for_training, for_problem, seeds = self.arguments(np.arange(1), 1)
         with jax.enable_x64(False):
             params = jax.eval_shape(self.start, for_problem, seeds)
         program = jax.make_jaxpr(self.tile)(np.int32(0), for_training, params, self.data)
@@ -426,21 +424,18 @@ def _execute(job: _Job, layout: dict[str, Any], store: Store | None, bar: _Bar) 
     # A folder keeps the tile size it was begun with; only the lane width decides bits.
     per_tile = store.runs_per_tile if store else plan.runs_per_tile
     num_chunks = per_tile // plan.lane_width
-    num_tiles = -(-sweep.num_runs // per_tile)
+    places = sweep.tiles(per_tile)
     arrays = {
         name: blank_array((sweep.num_runs, *spec["shape"]), spec["dtype"]) for name, spec in layout["variables"].items()
     }
 
-    def place(tile: int) -> slice:
-        return slice(tile * per_tile, min((tile + 1) * per_tile, sweep.num_runs))
-
     def keep(tile: int, results: dict[str, np.ndarray]) -> None:
         for name, values in results.items():
-            arrays[name][place(tile)] = values
-        bar.advance(place(tile).stop - place(tile).start, int((results["first_bad_step"] >= 0).sum()))
+            arrays[name][places[tile]] = values
+        bar.advance(len(places[tile]), int((results["first_bad_step"] >= 0).sum()))
 
     todo = []
-    for tile in range(num_tiles):
+    for tile in range(len(places)):
         results = store.read(tile) if store else None
         if results is None:
             todo.append(tile)
@@ -454,7 +449,7 @@ def _execute(job: _Job, layout: dict[str, Any], store: Store | None, bar: _Bar) 
         if stop.is_set():
             return None
         with numerics(sweep.dtype):
-            results = job.compute(place(tile), num_chunks, device)
+            results = job.compute(places[tile], num_chunks, device)
         if store:
             store.write(tile, results)
         return tile, results

@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 import numpy as np
 import xarray as xr
 
+from lossland.sweeps.sweep import Sweep
 from lossland.sweeps.trajectories import assemble, blank_array
 
 FORMAT = 1
@@ -183,8 +184,9 @@ def load(path: str | os.PathLike[str]) -> xr.Dataset:
         name: blank_array((num_runs, *spec["shape"]), spec["dtype"]) for name, spec in layout["variables"].items()
     }
     done = np.zeros(num_runs, bool)
+    places = Sweep.from_json(layout["sweep"]).tiles(store.runs_per_tile)
     for tile in store.done():
-        place = slice(tile * store.runs_per_tile, min((tile + 1) * store.runs_per_tile, num_runs))
+        place = places[tile]
         for name, values in (store.read(tile) or {}).items():
             arrays[name][place] = values
         done[place] = True

@@ -100,6 +100,13 @@ class Sweep:
         flat = [values.reshape(-1) for values in grid]
         return dict(zip(self.axes, flat[:-1], strict=True)), flat[-1]
 
+    def tiles(self, runs_per_tile: int) -> list[np.ndarray]:
+        """Runs of every tile, as indices in grid order: the one place that says which run lies in which file."""
+        return [
+            np.arange(start, min(start + runs_per_tile, self.num_runs))
+            for start in range(0, self.num_runs, runs_per_tile)
+        ]
+
     def with_lane_width(self, lane_width: int) -> Sweep:
         """Return the same sweep with its lane width decided."""
         return replace(self, lane_width=lane_width)
