@@ -10,7 +10,7 @@ from lossland.sweeps.training import starting_points
 def starting_point(problem: ll.Problem, seed: int) -> list[dict[str, np.ndarray]]:
     """The starting point of a seed: drawn in float32 by the library's own program, then in float64."""
     options = {"xla_backend_optimization_level": 1}
-    params = jax.jit(starting_points(problem), compiler_options=options)({}, np.full((1, 1), seed, np.uint32))
+    params, _ = jax.jit(starting_points(problem), compiler_options=options)({}, np.full((1, 1), seed, np.uint32))
     return jax.tree.map(lambda leaf: np.asarray(leaf[0, 0], np.float64), params)
 
 

@@ -18,6 +18,9 @@ from jax.extend.core import ClosedJaxpr, Jaxpr
 Params = Any
 Batch = Any
 
+REQUESTS = ("key", "train", "state")
+"""Keyword-only arguments of a loss that the engine fills in."""
+
 TRACING_ERRORS = (TypeError, ValueError, LookupError, AttributeError)
 """What a function that does not fit its inputs raises when it is traced."""
 
@@ -29,7 +32,9 @@ class Problem:
     Equation: `objective(params) = loss(params, data)`, the loss over the full data.
 
     Keyword-only arguments of `init` and `loss` (each with a default) are the problem's own hyperparameters: a `Sweep`
-    may name them as axes, as in `init(key, *, scale=1.0)`.
+    may name them as axes, as in `init(key, *, scale=1.0)`. Three names of `loss` are not axes but requests: `key` (a
+    JAX key for random layers, None in evaluation), `train` (True in a training step, False in evaluation), `state`
+    (what the network keeps besides its parameters; such a loss returns `(scalar, new state)`).
 
     Args:
         init: draws a starting point from a JAX key; any pytree of floating-point arrays.
@@ -39,6 +44,7 @@ class Problem:
         normalisation: how `loss` depends on the number of examples, `"mean"` or `"sum"` over them. Sharpness is
             proportional to it, and published values differ by this factor.
         description: one sentence for humans.
+        init_state: draws the initial `state` from a JAX key, for a loss that takes one (batch statistics).
 
     Raises:
         ValueError: before anything compiles, naming what is wrong: leading axes that differ, non-finite data, a loss
@@ -51,6 +57,8 @@ class Problem:
     name: str = "problem"
     normalisation: Literal["mean", "sum"] = "mean"
     description: str = ""
+    init_state: Callable[..., Any] | None = field(default=None, kw_only=True)
+    _state: Any = field(default=None, repr=False, kw_only=True)
     _checked: bool = field(default=False, repr=False, kw_only=True)
 
     def __post_init__(self) -> None:
@@ -71,6 +79,11 @@ class Problem:
     def arguments(self) -> dict[str, Any]:
         """The problem's own hyperparameters and their defaults: keyword-only arguments of `init` and `loss`."""
         return {**_keyword_only(self.init), **_keyword_only(self.loss)}
+
+    @property
+    def takes_key(self) -> bool:
+        """Whether training needs random numbers (dropout)."""
+        return "key" in _requests(self.loss)
 
     def with_arguments(self, **arguments: Any) -> Problem:
         """Return the same problem with some of its hyperparameters decided (concrete or traced).
@@ -94,9 +107,26 @@ class Problem:
         """Return the same problem over other data of the same structure (not checked again: it may be traced)."""
         return replace(self, data=data)
 
+    def with_state(self, state: Any) -> Problem:
+        """Return the same problem with the network's state, for a loss that takes one; `objective` then uses it."""
+        return self if self.init_state is None else replace(self, _state=state)
+
     def objective(self, params: Params) -> jax.Array:
-        """Full-batch training loss, a scalar, in the precision of `params`."""
-        return self.loss(params, cast_floating(self.data, jnp.result_type(*jax.tree.leaves(params))))
+        """Full-batch training loss, a scalar, in the precision of `params`, in evaluation mode."""
+        return self._evaluate(params, cast_floating(self.data, jnp.result_type(*jax.tree.leaves(params))))
+
+    def _evaluate(self, params: Params, batch: Batch) -> jax.Array:
+        if self.init_state is None:
+            return self.loss(params, batch)  # requests have their evaluation values as defaults
+        state = self.init_state(jax.random.key(0)) if self._state is None else self._state
+        return self.loss(params, batch, state=state)[0]
+
+    def training_loss(self, params: Params, batch: Batch, key: jax.Array | None, state: Any) -> tuple[jax.Array, Any]:
+        """Loss of a batch in training mode, and the network's state after it (() if it keeps none)."""
+        offered = {"key": key, "train": True, "state": state}
+        wanted = {name: offered[name] for name in _requests(self.loss)}
+        value = self.loss(params, batch, **wanted)
+        return (value, ()) if self.init_state is None else value
 
     def fingerprint(self) -> str:
         """Hash of what is trained: the data's bytes and the traced programs of `init`, `loss` and the loss's gradient.
@@ -113,9 +143,21 @@ class Problem:
             params = jax.eval_shape(self.init, key)
             batch = jax.tree.map(_shape_of, self.data)
             # A rule of differentiation written by hand shows in the gradient's program only.
-            for function, inputs in ((self.init, (key,)), (jax.value_and_grad(self.loss), (params, batch))):
+            evaluation = jax.value_and_grad(self._evaluate)
+            for function, inputs in ((self.init, (key,)), (evaluation, (params, batch))):
                 _digest_program(digest, jax.make_jaxpr(function)(*inputs))
-            for function, inputs in ((self.init, (key,)), (self.loss, (params, batch))):
+            if _requests(self.loss):
+                state = jax.eval_shape(self.init_state, key) if self.init_state else ()
+                training = jax.value_and_grad(self.training_loss, has_aux=True)
+                _digest_program(digest, jax.make_jaxpr(training)(params, batch, key, state))
+
+            def objective(params: Params, batch: Batch, **arguments: Any) -> jax.Array:
+                return self.with_arguments(**arguments)._evaluate(params, batch)
+
+            for function, opened, inputs in (
+                (self.init, self.init, (key,)),
+                (self.loss, objective, (params, batch)),
+            ):
                 number = jax.ShapeDtypeStruct((), np.float32)
                 if open_arguments := {
                     name: number
@@ -123,7 +165,7 @@ class Problem:
                     if default is None or isinstance(default, (int, float))
                 }:
                     digest.update(repr(sorted(open_arguments)).encode())
-                    digest.update(_digest_of_open_program(function, inputs, open_arguments))
+                    digest.update(_digest_of_open_program(opened, inputs, open_arguments))
         return digest.hexdigest()[:16]
 
     @classmethod
@@ -149,30 +191,47 @@ class Problem:
             data: `(inputs, targets)`, arrays or pytrees with a leading example axis.
 
         Raises:
-            ValueError: if `data` is not such a pair, if the network keeps state besides its parameters (batch
-                statistics), or needs random numbers when applied (dropout).
+            ValueError: if `data` is not such a pair, or if the network keeps state (batch statistics) or needs random
+                numbers (dropout) and cannot be told whether it trains.
         """
         from lossland.problems.flax_modules import network_of
 
         if not (isinstance(data, tuple) and len(data) == 2):
             raise ValueError(f"data: from_flax expects a pair (inputs, targets), got {type(data).__name__}")
         data = _checked_data(data)
-        kind, init, apply = network_of(module, jax.tree.map(lambda leaf: leaf[:1], data[0]))
+        network = network_of(module, jax.tree.map(lambda leaf: leaf[:1], data[0]))
 
-        def loss_of_batch(params: Params, batch: tuple[Any, Any]) -> jax.Array:
+        def forward(params: Params, batch: tuple[Any, Any], key: Any, train: bool, state: Any) -> tuple[Any, Any]:
             inputs, targets = batch
-            value = loss(apply(params, inputs), targets)
+            outputs, after = network.apply(params, inputs, state, key, train)
+            value = loss(outputs, targets)
             if value.ndim == 1 and value.shape[0] == jax.tree.leaves(targets)[0].shape[0]:
                 value = jnp.mean(value) if normalisation == "mean" else jnp.sum(value)
-            return value
+            return value, after
 
+        def plain(params: Params, batch: Batch) -> jax.Array:
+            return forward(params, batch, None, True, None)[0]
+
+        def random(params: Params, batch: Batch, *, key: Any = None, train: bool = False) -> jax.Array:
+            return forward(params, batch, key, train, None)[0]
+
+        def stateful(params: Params, batch: Batch, *, train: bool = False, state: Any = None) -> tuple[jax.Array, Any]:
+            return forward(params, batch, None, train, state)
+
+        def both(
+            params: Params, batch: Batch, *, key: Any = None, train: bool = False, state: Any = None
+        ) -> tuple[jax.Array, Any]:
+            return forward(params, batch, key, train, state)
+
+        kinds = {(False, False): plain, (True, False): random, (False, True): stateful, (True, True): both}
         return cls(
-            init,
-            loss_of_batch,
+            network.init,
+            kinds[network.takes_key, network.init_state is not None],
             data,
-            name=name or kind,
+            name=name or network.name,
             normalisation=normalisation,
             description=description,
+            init_state=network.init_state,
         )
 
 
@@ -193,7 +252,17 @@ def _keyword_only(function: Callable[..., Any]) -> dict[str, Any]:
     except (TypeError, ValueError):  # some builtins have no signature
         return {}
     bound = function.keywords if isinstance(function, functools.partial) else {}
-    return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY and p.name not in bound}
+    names = {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY and p.name not in bound}
+    return {name: default for name, default in names.items() if name not in REQUESTS}
+
+
+def _requests(loss: Callable[..., Any]) -> tuple[str, ...]:
+    """Which of `key`, `train`, `state` a loss takes."""
+    try:
+        parameters = inspect.signature(loss).parameters.values()
+    except (TypeError, ValueError):
+        return ()
+    return tuple(p.name for p in parameters if p.kind is p.KEYWORD_ONLY and p.name in REQUESTS)
 
 
 def _digest_program(digest: Any, program: ClosedJaxpr) -> None:
@@ -272,6 +341,20 @@ def _check_functions(problem: Problem) -> None:
         for argument, default in _keyword_only(function).items():
             if default is inspect.Parameter.empty:
                 raise ValueError(f"{name}: keyword-only argument {argument!r} needs a default value")
+        for argument in _requests(function):
+            default = inspect.signature(function).parameters[argument].default
+            if default is not (False if argument == "train" else None):
+                raise ValueError(
+                    f"{name}: {argument!r} is filled in by the engine in training; its default, for evaluation, must "
+                    f"be {'False' if argument == 'train' else 'None'}, got {default!r}"
+                )
+    takes_state = "state" in _requests(problem.loss)
+    if takes_state != (problem.init_state is not None):
+        raise ValueError(
+            "init_state: the loss takes `state`, so it needs init_state=function of one JAX key that draws it"
+            if takes_state
+            else "loss: init_state was given, so it must take a keyword-only `state` and return (scalar, new state)"
+        )
     key = jax.eval_shape(lambda: jax.random.key(0))
     try:
         params = jax.eval_shape(problem.init, key)
@@ -289,13 +372,20 @@ def _check_functions(problem: Problem) -> None:
                 f"init: params{jax.tree_util.keystr(path)} has dtype {leaf.dtype}, expected floating point; only "
                 "real-valued parameters can be trained (move constants into the loss or the data)"
             )
+    batch = jax.tree.map(_shape_of, problem.data)
     try:
-        value = jax.eval_shape(problem.loss, params, jax.tree.map(_shape_of, problem.data))
+        value = jax.eval_shape(problem._evaluate, params, batch)
+        state = jax.eval_shape(problem.init_state, key) if problem.init_state else ()
+        _, after = jax.eval_shape(problem.training_loss, params, batch, key, state)
     except TRACING_ERRORS as error:
         raise ValueError(
             "loss: expected a function (params, batch) -> scalar; tracing it on init's parameters and the data gave "
             f"{type(error).__name__}: {error}"
         ) from error
+    if jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), after) != jax.tree.map(
+        lambda leaf: (leaf.shape, leaf.dtype), state
+    ):
+        raise ValueError("loss: the new state must have the structure, shapes and dtypes of what init_state draws")
     shape = getattr(value, "shape", None)
     if shape != () or not jnp.issubdtype(value.dtype, jnp.floating):
         got = f"shape {shape} and dtype {value.dtype}" if shape is not None else type(value).__name__

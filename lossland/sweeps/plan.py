@@ -48,10 +48,10 @@ def default_lane_width(platform: str, num_params: int, num_examples: int) -> int
     return max(1, min(4096, 2 ** max(0, (ACCELERATOR_BUDGET // per_run).bit_length() - 1)))
 
 
-def make_plan(lane_width: int) -> Plan:
-    """Lay tiles of a given lane width onto the local devices."""
+def make_plan(lane_width: int, platform: str) -> Plan:
+    """Lay tiles of a given lane width onto the local devices, for runs on a platform (this one, or that of workers)."""
     devices = tuple(jax.local_devices())
-    on_cpu = devices[0].platform == "cpu"
+    on_cpu = platform == "cpu"
     return Plan(
         lane_width=lane_width,
         chunks_per_tile=max(4, 16 // lane_width) if on_cpu else 1,

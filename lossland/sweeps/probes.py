@@ -20,7 +20,11 @@ from lossland.problems.problem import Problem
 class State(NamedTuple):
     """One run, before a step: what a probe may read.
 
-    `loss` and `gradient` are the objective and its gradient at `params`, already computed by the training step.
+    `loss` and `gradient` are the full-data objective and its gradient at `params`. `batch_loss` and `batch_gradient`
+    are those of the batch that the next step will use, random layers included: the same thing where every step sees the
+    full data. `model_state` is what the network keeps besides its parameters (batch statistics). `epoch_mean_loss` is
+    the running mean of batch losses, weighted by batch size, over the epoch so far: at the end of an epoch what Keras
+    prints; NaN before the first step, and where every step sees the full data.
     """
 
     step: jax.Array
@@ -28,6 +32,10 @@ class State(NamedTuple):
     opt_state: Any
     loss: jax.Array
     gradient: Any
+    batch_loss: jax.Array
+    batch_gradient: Any
+    model_state: Any
+    epoch_mean_loss: jax.Array
 
 
 Lane = Callable[[jax.Array], jax.Array]
@@ -79,6 +87,31 @@ def loss_probe() -> Probe:
         lambda problem, optimizer, state: state.loss,
         units={"loss": "1"},
         descriptions={"loss": "training objective over the full data"},
+    )
+
+
+def batch_loss_probe() -> Probe:
+    """Build the probe of the loss of the batch that the next step will use, random layers included."""
+    return Probe(
+        "batch_loss",
+        lambda problem, optimizer, state: state.batch_loss,
+        units={"batch_loss": "1"},
+        descriptions={"batch_loss": "loss of the batch that the next step uses"},
+    )
+
+
+def epoch_mean_loss_probe() -> Probe:
+    """Build the probe of the running epoch mean, sum_i b_i l_i / sum_i b_i over the batches of the epoch so far.
+
+    Recorded at the end of an epoch it is what Keras prints: a mean over parameters that changed under way.
+    """
+    return Probe(
+        "epoch_mean_loss",
+        lambda problem, optimizer, state: state.epoch_mean_loss,
+        units={"epoch_mean_loss": "1"},
+        descriptions={
+            "epoch_mean_loss": "mean batch loss of the epoch so far, weighted by batch size, as Keras prints"
+        },
     )
 
 
@@ -165,6 +198,8 @@ def sharpness_probe(tol: float = 1e-4, max_matvecs: int = 192) -> Probe:
 
 BUILT_IN: dict[str, Callable[[], Probe]] = {
     "loss": loss_probe,
+    "batch_loss": batch_loss_probe,
+    "epoch_mean_loss": epoch_mean_loss_probe,
     "gradient_norm": gradient_norm_probe,
     "gradient_curvature": gradient_curvature_probe,
     "sharpness": sharpness_probe,

@@ -1,4 +1,4 @@
-"""One tile of runs, pure: arrays in, records out. Knows no file, no device and no clock."""
+"""One tile of runs, pure: arrays in, arrays out. Knows no file, no device and no clock."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ from jax import lax
 
 from lossland.optimizers import Optimizer
 from lossland.problems.problem import Problem, cast_floating
+from lossland.sweeps.batches import Batches
 from lossland.sweeps.probes import Lane, Probe, State
 
-STREAMS = {"init": 0}
+STREAMS = {"init": 0, "batches": 1, "layers": 2, "model_state": 3}
 """Key streams of a seed. Each use of randomness has its own, so that adding one never moves another."""
 
 ROUNDING = 8.0
@@ -30,29 +31,67 @@ SUMMARY = {
 }
 """Per-run figures over *every* step, recorded or not: name -> (units, description)."""
 
+NOISY_SUMMARY = {
+    **SUMMARY,
+    "first_bad_step": ("step", "first step before which the batch loss was not finite; -1 if there was none"),
+    "first_rise_step": ("step", "first record whose full-data loss stands above the record before; -1 if none does"),
+    "num_rises": ("1", "number of records whose full-data loss stands above the record before"),
+    "peak_loss": ("1", "largest finite full-data loss over all records"),
+}
+"""The same where a step sees a batch, or random layers: losses of steps are then not comparable, those of records are
+(the full data, evaluation mode)."""
+
 
 class Progress(NamedTuple):
-    """One run under way."""
+    """One run under way. `loss` and `gradient` are those of the batch that the next step will use."""
 
-    state: State
+    step: jax.Array
+    params: Any
+    opt_state: Any
+    loss: jax.Array
+    gradient: Any
+    model_state: Any
+    next_model_state: Any
+    order: Any
+    epoch_sum: jax.Array
+    epoch_count: jax.Array
     first_bad_step: jax.Array
     first_rise_step: jax.Array
     num_rises: jax.Array
     peak_loss: jax.Array
+    compared_loss: jax.Array
     first_loss: jax.Array
     memories: tuple[Any, ...]
 
 
-def starting_points(problem: Problem) -> Callable[..., Any]:
-    """Build the function that draws starting points: ({argument: (chunk, lane)}, seeds: (chunk, lane)) -> params.
+class TileProgram(NamedTuple):
+    """Functions of one tile, each to be jitted: `begin` once, then `advance` until `num_steps`.
 
-    The key is `fold_in(fold_in(key(0), seed), stream)`: a seed means the same start at every hyperparameter and in
-    every sweep.
+    begin: (hyperparameters, seeds, start, data) -> (progress, records)
+    advance: (num_chunks, now, index, until, hyperparameters, seeds, progress, records, data) -> (progress, records,
+        number of runs alive). `progress` and `records` have axes (chunk, lane, ...), records then (record, ...). `now`
+        and `until` are steps, `index` the number of records already made.
+    """
+
+    begin: Callable[..., Any]
+    advance: Callable[..., Any]
+
+
+def key_of(seed: jax.Array, stream: str) -> jax.Array:
+    """Key of one stream of a seed: `fold_in(fold_in(key(0), seed), stream)`."""
+    return jax.random.fold_in(jax.random.fold_in(jax.random.key(0), seed), STREAMS[stream])
+
+
+def starting_points(problem: Problem) -> Callable[..., Any]:
+    """Build the function that draws starting points: ({argument: (chunk, lane)}, seeds: (chunk, lane)) -> params and
+    model state.
+
+    A seed means the same start at every hyperparameter and in every sweep.
     """
 
     def one(arguments: dict[str, jax.Array], seed: jax.Array) -> Any:
-        key = jax.random.fold_in(jax.random.fold_in(jax.random.key(0), seed), STREAMS["init"])
-        return problem.with_arguments(**arguments).init(key)
+        params = problem.with_arguments(**arguments).init(key_of(seed, "init"))
+        return params, problem.init_state(key_of(seed, "model_state")) if problem.init_state else ()
 
     def chunks(arguments: dict[str, jax.Array], seeds: jax.Array) -> Any:
         # Chunk by chunk, so that bits depend on the lane width here too, and on nothing else.
@@ -61,186 +100,343 @@ def starting_points(problem: Problem) -> Callable[..., Any]:
     return chunks
 
 
-def lane_program(
-    problem: Problem,
-    optimizer: Optimizer,
-    probes: tuple[Probe, ...],
-    *,
-    num_steps: int,
-    every: int,
-    dtype: str,
-    freeze: bool,
-    any_lane: Lane,
-) -> Callable[..., tuple[dict[str, jax.Array], dict[str, jax.Array]]]:
-    """Build one run: (hyperparameters, params, data) -> (records with a leading axis of recorded steps, summary).
+class _Run:
+    """One run, written for a single lane; `any_lane` joins the lanes of a kernel where a loop decides for all."""
 
-    Written for a single run; `any_lane` joins the lanes of a kernel where a loop has to decide for all of them.
-    """
-    num_records = -(-num_steps // every) + 1
-    problem_names = frozenset(problem.arguments)
-
-    def run(hyperparameters: dict[str, jax.Array], params: Any, data: Any) -> Any:
-        params = cast_floating(params, dtype)
-        mine = {name: value for name, value in hyperparameters.items() if name in problem_names}
-        bound_problem = problem.with_data(data).with_arguments(**mine)
-        bound_optimizer = optimizer.with_arguments(
-            **{name: value for name, value in hyperparameters.items() if name not in problem_names}
+    def __init__(
+        self,
+        problem: Problem,
+        optimizer: Optimizer,
+        probes: tuple[Probe, ...],
+        batches: Batches,
+        hyperparameters: dict[str, jax.Array],
+        seed: jax.Array,
+        data: Any,
+        *,
+        num_steps: int,
+        every: int,
+        dtype: str,
+        freeze: bool,
+        any_lane: Lane,
+    ):
+        names = frozenset(problem.arguments)
+        mine = {name: value for name, value in hyperparameters.items() if name in names}
+        self.problem = problem.with_data(data).with_arguments(**mine)
+        self.optimizer = optimizer.with_arguments(
+            **{name: value for name, value in hyperparameters.items() if name not in names}
         )
-        transformation = bound_optimizer.build()
+        self.transformation = self.optimizer.build()
+        self.probes, self.batches, self.data, self.seed = probes, batches, data, seed
+        self.num_steps, self.every, self.dtype, self.freeze, self.any_lane = num_steps, every, dtype, freeze, any_lane
+        self.noisy = is_noisy(problem, batches)
+        # Curvature in 8 bits of mantissa measures rounding: probes see bfloat16 parameters through float32.
+        self.separate = self.noisy or dtype == "bfloat16"
 
-        def objective(params: Any) -> jax.Array:
-            return bound_problem.loss(params, data)
+    def evaluate(self, now: jax.Array, order: Any, params: Any, model_state: Any) -> tuple[Any, Any, Any]:
+        """Loss and gradient of the batch of step `now`, and the model state that this pass leaves."""
+        key = jax.random.fold_in(key_of(self.seed, "layers"), now) if self.problem.takes_key else None
 
-        def start() -> Progress:
-            loss, gradient = jax.value_and_grad(objective)(params)
-            state = State(jnp.int32(0), params, transformation.init(params), loss, gradient)
-            bad = ~jnp.isfinite(loss)
-            return Progress(
-                state,
-                first_bad_step=jnp.where(bad, 0, -1).astype(jnp.int32),
-                first_rise_step=jnp.int32(-1),
-                num_rises=jnp.int32(0),
-                peak_loss=jnp.where(bad, -jnp.inf, loss),
-                first_loss=loss,
-                memories=tuple(probe.start(bound_problem, params) for probe in probes),
-            )
+        def loss(params: Any, batch: Any) -> Any:
+            return self.problem.training_loss(params, batch, key, model_state)
 
-        def alive(progress: Progress) -> jax.Array:
-            return progress.first_bad_step < 0
+        def on(batch: Any) -> tuple[Any, Any, Any]:
+            (value, after), gradient = jax.value_and_grad(loss, has_aux=True)(params, batch)
+            return value, gradient, after
 
-        def step(progress: Progress) -> Progress:
-            old = progress.state
-            updates, opt_state = transformation.update(
-                old.gradient, old.opt_state, old.params, value=old.loss, grad=old.gradient, value_fn=objective
-            )
-            params = optax.apply_updates(old.params, updates)
-            loss, gradient = jax.value_and_grad(objective)(params)
-            now = old.step + 1
-            ongoing = alive(progress)
-            bad = ~jnp.isfinite(loss)
-            rounding = ROUNDING * jnp.finfo(loss.dtype).eps * (jnp.abs(old.loss) + jnp.abs(progress.first_loss))
-            # A non-finite loss is a rise too: that is how a divergence reads.
-            rose = ongoing & ~(loss <= old.loss + rounding)
-            return Progress(
-                State(now, params, opt_state, loss, gradient),
-                first_bad_step=jnp.where(ongoing & bad, now, progress.first_bad_step),
-                first_rise_step=jnp.where(rose & (progress.first_rise_step < 0), now, progress.first_rise_step),
-                num_rises=progress.num_rises + rose,
-                peak_loss=jnp.where(ongoing & ~bad, jnp.maximum(progress.peak_loss, loss), progress.peak_loss),
-                first_loss=progress.first_loss,
-                memories=progress.memories,
-            )
+        batch_key = key_of(self.seed, "batches") if self.batches.random else None
+        return self.batches.with_batch(on, self.data, order, now, batch_key)
 
-        def measure(progress: Progress) -> tuple[dict[str, jax.Array], Progress]:
-            values: dict[str, jax.Array] = {}
-            memories = []
-            for probe, memory in zip(probes, progress.memories, strict=True):
-                measured, memory = probe(bound_problem, bound_optimizer, progress.state, memory, any_lane)
-                if twice := set(measured) & set(values):
-                    raise ValueError(f"probes: {probe.name} records {', '.join(sorted(twice))}, as another probe does")
-                values.update(measured)
-                memories.append(memory)
-            return values, progress._replace(memories=tuple(memories))
+    def order(self, now: jax.Array, order: Any) -> Any:
+        """Order of the examples in the epoch of step `now`."""
+        return self.batches.order(now, order, lambda: key_of(self.seed, "batches"))
 
-        def record(index: jax.Array, progress: Progress, records: dict[str, jax.Array]) -> Any:
-            values, progress = measure(progress)
-            # The record at the first bad step still shows what was there; later ones would show nothing but its ashes.
-            worth = alive(progress) | (progress.first_bad_step == progress.state.step) | (not freeze)
-            kept = {name: jnp.where(worth, value, blank(value)) for name, value in values.items()}
-            return progress, {name: records[name].at[index].set(kept[name]) for name in records}
+    def begin(self, params: Any, model_state: Any) -> Progress:
+        """Evaluate the first batch at the starting point."""
+        params = cast_floating(params, self.dtype)
+        model_state = cast_floating(model_state, self.dtype)
+        order = self.order(jnp.int32(0), self.batches.blank_order())
+        loss, gradient, after = self.evaluate(jnp.int32(0), order, params, model_state)
+        bad = ~jnp.isfinite(loss)
+        probed = self.problem.with_state(model_state)
+        wide = cast_floating(params, "float32") if self.dtype == "bfloat16" else params
+        return Progress(
+            step=jnp.int32(0),
+            params=params,
+            opt_state=self.transformation.init(params),
+            loss=loss,
+            gradient=gradient,
+            model_state=model_state,
+            next_model_state=after,
+            order=order,
+            epoch_sum=jnp.zeros_like(loss),
+            epoch_count=jnp.zeros_like(loss),
+            first_bad_step=jnp.where(bad, 0, -1).astype(jnp.int32),
+            first_rise_step=jnp.int32(-1),
+            num_rises=jnp.int32(0),
+            peak_loss=jnp.full_like(loss, -jnp.inf) if self.noisy else jnp.where(bad, -jnp.inf, loss),
+            compared_loss=jnp.full_like(loss, jnp.inf) if self.noisy else loss,
+            first_loss=loss,
+            memories=tuple(probe.start(probed, wide) for probe in self.probes),
+        )
+
+    def step(self, now: jax.Array, old: Progress) -> Progress:
+        """Take step `now`, and evaluate the batch of the next one."""
+        value_fn = self.problem.with_state(old.model_state).objective
+        updates, opt_state = self.transformation.update(
+            old.gradient, old.opt_state, old.params, value=old.loss, grad=old.gradient, value_fn=value_fn
+        )
+        params = optax.apply_updates(old.params, updates)
+        order = self.order(now + 1, old.order)
+        loss, gradient, after = self.evaluate(now + 1, order, params, old.next_model_state)
+        ongoing = alive(old)
+        bad = ~jnp.isfinite(loss)
+        new = old._replace(
+            step=old.step + 1,
+            params=params,
+            opt_state=opt_state,
+            loss=loss,
+            gradient=gradient,
+            model_state=old.next_model_state,
+            next_model_state=after,
+            order=order,
+            first_bad_step=jnp.where(ongoing & bad, old.step + 1, old.first_bad_step),
+        )
+        if not self.noisy:
+            return _compare(new, loss, ongoing)
+        size = self.batches.size_at(now).astype(loss.dtype)
+        fresh = self.batches.position(now) == 0
+        return new._replace(
+            epoch_sum=jnp.where(fresh, 0, old.epoch_sum) + size * old.loss,
+            epoch_count=jnp.where(fresh, 0, old.epoch_count) + size,
+        )
+
+    def record(self, progress: Progress) -> tuple[dict[str, jax.Array], Progress]:
+        """Measure every probe: ({name: value}, progress with the probes' memories)."""
+        problem, params = self.problem.with_state(progress.model_state), progress.params
+        loss, gradient = progress.loss, progress.gradient
+        if self.separate:
+            if self.dtype == "bfloat16":
+                problem = problem.with_data(cast_floating(self.data, "float32"))
+                problem = problem.with_state(cast_floating(progress.model_state, "float32"))
+                params = cast_floating(params, "float32")
+            loss, gradient = jax.value_and_grad(problem.objective)(params)
+        state = State(
+            progress.step,
+            params,
+            progress.opt_state,
+            loss,
+            gradient,
+            progress.loss,
+            progress.gradient,
+            progress.model_state,
+            jnp.where(progress.epoch_count > 0, progress.epoch_sum / progress.epoch_count, jnp.nan),
+        )
+        # The record at the first bad step still shows what was there; later ones would show nothing but its ashes.
+        worth = alive(progress) | (progress.first_bad_step == progress.step) | (not self.freeze)
+        if self.noisy:
+            first = jnp.where(progress.step == 0, loss.astype(progress.loss.dtype), progress.first_loss)
+            progress = _compare(progress._replace(first_loss=first), loss.astype(progress.loss.dtype), worth)
+        values: dict[str, jax.Array] = {}
+        memories = []
+        for probe, memory in zip(self.probes, progress.memories, strict=True):
+            measured, memory = probe(problem, self.optimizer, state, memory, self.any_lane)
+            if twice := set(measured) & set(values):
+                raise ValueError(f"probes: {probe.name} records {', '.join(sorted(twice))}, as another probe does")
+            values.update(measured)
+            memories.append(memory)
+        kept = {name: _storable(jnp.where(worth, value, blank(value))) for name, value in values.items()}
+        return kept, progress._replace(memories=tuple(memories))
+
+    def advance(self, now: jax.Array, index: jax.Array, until: jax.Array, progress: Progress, records: Any) -> Any:
+        """Go on from step `now`, `index` records made, to step `until`, with the records due on the way."""
+        num_records = -(-self.num_steps // self.every) + 1
+
+        def due(index: jax.Array) -> jax.Array:
+            return jnp.minimum(index * self.every, self.num_steps)
+
+        def going(progress: Progress) -> jax.Array:
+            return self.any_lane(alive(progress)) if self.freeze else jnp.bool_(True)
+
+        def owed(progress: Progress, index: jax.Array) -> jax.Array:
+            # A run that died exactly where a record is due still gets that record, whatever its neighbours do.
+            return self.any_lane(progress.first_bad_step == due(index))
+
+        def unfinished(carry: Any) -> jax.Array:
+            now, index, progress, _ = carry
+            left = (index < num_records) & ((now < until) | (due(index) <= until))
+            return left & (going(progress) | owed(progress, index))
 
         def segment(carry: Any) -> Any:
-            index, progress, records = carry
-            progress, records = record(index, progress, records)
-            last = jnp.minimum((index + 1) * every, num_steps)
+            now, index, progress, records = carry
+            last = jnp.minimum(due(index), until)
 
             def more(carry: tuple[jax.Array, Progress]) -> jax.Array:
                 now, progress = carry
                 return (now < last) & going(progress)
 
-            def advance(carry: tuple[jax.Array, Progress]) -> tuple[jax.Array, Progress]:
+            def onward(carry: tuple[jax.Array, Progress]) -> tuple[jax.Array, Progress]:
                 now, progress = carry
-                return now + 1, step(progress)
+                return now + 1, self.step(now, progress)
 
-            _, progress = lax.while_loop(more, advance, (index * every, progress))
-            return index + 1, progress, records
+            now, progress = lax.while_loop(more, onward, (now, progress))
+            here = (last == due(index)) & (going(progress) | owed(progress, index))
 
-        def going(progress: Progress) -> jax.Array:
-            return any_lane(alive(progress)) if freeze else jnp.bool_(True)
+            def recorded(progress: Progress, records: Any) -> Any:
+                values, progress = self.record(progress)
+                return progress, {name: records[name].at[index].set(values[name]) for name in records}
 
-        def unfinished(carry: Any) -> jax.Array:
-            index, progress, _ = carry
-            # A run that died exactly where a record is due still gets that record, whatever its neighbours do.
-            due = progress.first_bad_step == jnp.minimum(index * every, num_steps)
-            return (index < num_records) & (going(progress) | any_lane(due))
+            progress, records = lax.cond(
+                here, recorded, lambda progress, records: (progress, records), progress, records
+            )
+            return jnp.maximum(now, last), index + here, progress, records
 
-        first = start()
-        shapes = jax.eval_shape(lambda: measure(first)[0])
-        records = {name: jnp.broadcast_to(blank(shape), (num_records, *shape.shape)) for name, shape in shapes.items()}
-        _, progress, records = lax.while_loop(unfinished, segment, (jnp.int32(0), first, records))
-        summary = {
-            "first_bad_step": progress.first_bad_step,
-            "first_rise_step": progress.first_rise_step,
-            "num_rises": progress.num_rises,
-            "peak_loss": progress.peak_loss,
-            "steps_done": jnp.where(alive(progress) | (not freeze), num_steps, progress.first_bad_step),
-        }
-        return records, summary
+        _, _, progress, records = lax.while_loop(unfinished, segment, (now, index, progress, records))
+        return progress, records
 
-    return run
+
+def is_noisy(problem: Problem, batches: Batches) -> bool:
+    """Whether a step's loss is not the full-data objective: batches, random layers, or a state of the model."""
+    return batches.batch_size is not None or problem.takes_key or problem.init_state is not None
+
+
+def alive(progress: Progress) -> jax.Array:
+    """Whether the loss has been finite so far."""
+    return progress.first_bad_step < 0
+
+
+def _compare(progress: Progress, loss: jax.Array, worth: jax.Array) -> Progress:
+    """Count a rise of the loss since it was last compared."""
+    before = progress.compared_loss
+    # Before the first comparison there is nothing that could have risen: infinity is above every loss.
+    size = jnp.where(jnp.isposinf(before), 0, jnp.abs(before)) + jnp.abs(progress.first_loss)
+    # A non-finite loss is a rise too: that is how a divergence reads.
+    rose = worth & ~(loss <= before + ROUNDING * jnp.finfo(loss.dtype).eps * size)
+    return progress._replace(
+        first_rise_step=jnp.where(rose & (progress.first_rise_step < 0), progress.step, progress.first_rise_step),
+        num_rises=progress.num_rises + rose,
+        peak_loss=jnp.where(worth & jnp.isfinite(loss), jnp.maximum(progress.peak_loss, loss), progress.peak_loss),
+        compared_loss=loss,
+    )
 
 
 def tile_program(
     problem: Problem,
     optimizer: Optimizer,
     probes: tuple[Probe, ...],
+    batches: Batches,
     *,
     num_steps: int,
     every: int,
     dtype: str,
     freeze: bool,
     lane_width: int,
-) -> Callable[..., Any]:
-    """Build one tile: (num_chunks, {name: (chunk, lane)}, params with (chunk, lane) axes, data) -> (records, summary).
+) -> TileProgram:
+    """Build the program of one tile.
 
     Chunks of `lane_width` runs are computed one after another; only the first `num_chunks` are, so a tile that is not
     full costs no more than what it holds. A kernel of one lane is not vectorised over runs at all.
     """
+    num_records = -(-num_steps // every) + 1
 
     def any_lane(flag: jax.Array) -> jax.Array:
         # Reducing over the named axis leaves the loop's condition unbatched: vmap then inserts no copies of the carry.
         return flag if lane_width == 1 else lax.pmax(flag.astype(jnp.int32), "lanes") > 0
 
-    run = lane_program(
-        problem, optimizer, probes, num_steps=num_steps, every=every, dtype=dtype, freeze=freeze, any_lane=any_lane
-    )
+    def one(hyperparameters: dict[str, jax.Array], seed: jax.Array, data: Any) -> _Run:
+        return _Run(
+            problem,
+            optimizer,
+            probes,
+            batches,
+            hyperparameters,
+            seed,
+            data,
+            num_steps=num_steps,
+            every=every,
+            dtype=dtype,
+            freeze=freeze,
+            any_lane=any_lane,
+        )
 
-    @jax.jit  # traced once, for its shapes and for the loop
-    def chunk(hyperparameters: dict[str, jax.Array], params: Any, data: Any) -> Any:
-        if lane_width > 1:
-            return jax.vmap(run, in_axes=(0, 0, None), axis_name="lanes")(hyperparameters, params, data)
-        first = jax.tree.map(lambda leaf: leaf[0], (hyperparameters, params))
-        return jax.tree.map(lambda leaf: leaf[None], run(*first, data))
+    def begin_lane(hyperparameters: Any, seed: jax.Array, params: Any, model_state: Any, data: Any) -> Any:
+        run = one(hyperparameters, seed, data)
+        progress = run.begin(params, model_state)
+        shapes = jax.eval_shape(lambda: run.record(progress)[0])
+        records = {name: jnp.broadcast_to(blank(shape), (num_records, *shape.shape)) for name, shape in shapes.items()}
+        return progress, records
 
-    def tile(num_chunks: jax.Array, hyperparameters: dict[str, jax.Array], params: Any, data: Any) -> Any:
-        def at(index: Any) -> Any:
-            return jax.tree.map(
-                lambda leaf: lax.dynamic_index_in_dim(leaf, index, keepdims=False), (hyperparameters, params)
-            )
+    def advance_lane(
+        hyperparameters: Any,
+        seed: jax.Array,
+        progress: Progress,
+        records: Any,
+        now: Any,
+        index: Any,
+        until: Any,
+        data: Any,
+    ) -> Any:
+        progress, records = one(hyperparameters, seed, data).advance(now, index, until, progress, records)
+        return progress, records, alive(progress) | (not freeze)
 
-        shapes = jax.eval_shape(lambda: chunk(*at(0), data))
-        chunks = jax.tree.leaves(params)[0].shape[0]
-        outputs = jax.tree.map(lambda shape: jnp.zeros((chunks, *shape.shape), shape.dtype), shapes)
+    def lanes(function: Callable[..., Any], per_lane: Any, *shared: Any) -> Any:
+        """Call a function of one lane on a chunk: arguments with a lane axis, then shared ones."""
+        if lane_width == 1:
+            first = jax.tree.map(lambda leaf: leaf[0], per_lane)
+            return jax.tree.map(lambda leaf: leaf[None], function(*first, *shared))
+        axes = (0,) * len(per_lane) + (None,) * len(shared)
+        return jax.vmap(function, in_axes=axes, axis_name="lanes")(*per_lane, *shared)
 
-        def body(index: jax.Array, outputs: Any) -> Any:
-            results = chunk(*at(index), data)
-            return jax.tree.map(
-                lambda kept, new: lax.dynamic_update_index_in_dim(kept, new, index, 0), outputs, results
-            )
+    def at(tree: Any, chunk: Any) -> Any:
+        return jax.tree.map(lambda leaf: lax.dynamic_index_in_dim(leaf, chunk, keepdims=False), tree)
 
-        return lax.fori_loop(0, num_chunks, body, outputs)
+    def put(tree: Any, part: Any, chunk: Any) -> Any:
+        return jax.tree.map(lambda leaf, new: lax.dynamic_update_index_in_dim(leaf, new, chunk, 0), tree, part)
 
-    return tile
+    def begin(hyperparameters: Any, seeds: jax.Array, start: Any, data: Any) -> Any:
+        def chunk(own: Any) -> Any:
+            hyperparameters, seeds, start = own
+            return lanes(begin_lane, (hyperparameters, seeds, *start), data)
+
+        return lax.map(chunk, (hyperparameters, seeds, start))
+
+    def advance(
+        num_chunks: Any,
+        now: Any,
+        index: Any,
+        until: Any,
+        hyperparameters: Any,
+        seeds: jax.Array,
+        progress: Any,
+        records: Any,
+        data: Any,
+    ) -> Any:
+        def body(chunk: Any, carry: Any) -> Any:
+            progress, records, num_alive = carry
+            own = (at(hyperparameters, chunk), at(seeds, chunk), at(progress, chunk), at(records, chunk))
+            new_progress, new_records, living = lanes(advance_lane, own, now, index, until, data)
+            alive_here = jnp.sum(living).astype(jnp.int32)
+            return put(progress, new_progress, chunk), put(records, new_records, chunk), num_alive + alive_here
+
+        return lax.fori_loop(0, num_chunks, body, (progress, records, jnp.int32(0)))
+
+    return TileProgram(begin, advance)
+
+
+def summarise(progress: Progress, num_steps: int, freeze: bool) -> dict[str, np.ndarray]:
+    """Per-run figures of a finished tile, on the host: {name: (chunk, lane)}."""
+    bad = np.asarray(progress.first_bad_step)
+    peak = np.asarray(progress.peak_loss)
+    return {
+        "first_bad_step": bad,
+        "first_rise_step": np.asarray(progress.first_rise_step),
+        "num_rises": np.asarray(progress.num_rises),
+        "peak_loss": peak if peak.dtype.kind == "f" else peak.astype(np.float32),  # bfloat16 is no NumPy type
+        "steps_done": np.where((bad < 0) | (not freeze), num_steps, bad).astype(np.int32),
+    }
+
+
+def _storable(value: jax.Array) -> jax.Array:
+    return value.astype(jnp.float32) if value.dtype == jnp.bfloat16 else value
 
 
 def blank(value: Any) -> jax.Array:

@@ -132,11 +132,9 @@ class TestBothKinds:
 REFUSED = {
     "batch statistics": (Stateful(), r"Stateful keeps state besides its parameters \(batch_stats\)"),
     "stored averages": (Frozen(), r"Frozen keeps state besides its parameters \(batch_stats\)"),
-    "dropout": (Dropping(), r"Dropping needs random numbers when applied"),
+    "dropout": (Dropping(), r"Dropping needs random numbers in evaluation too.*deterministic"),
     "no parameters": (Empty(), r"Empty has no parameters"),
     "finished nnx": (Nnx(nnx.Rngs(0)), r"finished nnx module \(Nnx\).*lambda rngs"),
-    "nnx batch statistics": (NnxWithState, r"keeps state besides its parameters \(BatchStat"),
-    "nnx dropout": (NnxDropping, r"keeps state besides its parameters \(.*Rng"),
     "not a module": (lambda rngs: 3, r"rngs -> flax.nnx.Module, but it returns something else"),
     "a function of nothing": (lambda: Nnx(nnx.Rngs(0)), r"calling it gave .*positional argument"),
     "a class": (Linen, r"got the class Linen; pass an instance"),
