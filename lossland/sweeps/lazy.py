@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -24,8 +25,8 @@ from lossland.sweeps.trajectories import (
     threshold_of_runs,
 )
 
-CACHED = 16
-"""Arrays of single tiles that are kept in memory for the next question."""
+CACHE = 2**26
+"""Bytes of single tiles that are kept in memory for the next question, more if a few tiles take more."""
 Rows = Callable[[np.ndarray, tuple[Any, ...]], np.ndarray]
 """(flat indices of runs, an indexer for each of a run's own axes) -> (run, ...)"""
 
@@ -101,7 +102,8 @@ class _Tiles:
         self.place_of[order] = np.concatenate([np.arange(size) for size in sizes])
         self.there = np.isin(np.arange(len(places)), store.done())
         self.threshold = threshold_of_runs(store.layout)
-        self.array = functools.lru_cache(CACHED)(self._array)
+        largest = max(_bytes_per_run(spec) for spec in store.layout["variables"].values()) * max(sizes)
+        self.array = functools.lru_cache(max(8, CACHE // largest))(self._array)
 
     def __reduce__(self) -> Any:  # what was read stays behind
         return type(self), (self.store,)
@@ -131,6 +133,10 @@ class _Tiles:
         if arrays is None:
             raise DamagedTileError(f"{self.store.path(tile)} was there when the sweep was loaded, and is gone")
         return arrays[name]
+
+
+def _bytes_per_run(spec: dict[str, Any]) -> int:
+    return math.prod(spec["shape"]) * np.dtype(spec["dtype"]).itemsize
 
 
 def _outer_indexed(values: np.ndarray, own: tuple[Any, ...]) -> np.ndarray:

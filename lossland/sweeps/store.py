@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import hashlib
 import itertools
 import json
@@ -57,7 +58,7 @@ class Store:
     layout: dict[str, Any]
     runs_per_tile: int
 
-    @property
+    @functools.cached_property
     def digest(self) -> str:
         """Hash of the identity, repeated inside every tile."""
         return _sha256(self.identity)
