@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from lossland.problems.problem import Problem
     from lossland.stability.maps import critical_learning_rate, stability_map
     from lossland.sweeps.execution import run
+    from lossland.sweeps.lazy import load
     from lossland.sweeps.probes import Probe
-    from lossland.sweeps.store import load
     from lossland.sweeps.sweep import Outcome, Sweep
     from lossland.thresholds import threshold
 
@@ -32,7 +32,7 @@ _HOME = {
     "Problem": "lossland.problems.problem",
     "Sweep": "lossland.sweeps.sweep",
     "critical_learning_rate": "lossland.stability.maps",
-    "load": "lossland.sweeps.store",
+    "load": "lossland.sweeps.lazy",
     "run": "lossland.sweeps.execution",
     "stability_map": "lossland.stability.maps",
     "threshold": "lossland.thresholds",

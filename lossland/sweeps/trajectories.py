@@ -14,6 +14,7 @@ DESCRIPTIONS = {
     "seed": "seed of the starting point (and of every other random stream)",
     "step": "optimizer steps taken before the record",
 }
+RELATIVE_SHARPNESS = "sharpness / threshold: the linearised optimizer is unstable above 1"
 
 
 def blank_array(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
@@ -34,6 +35,16 @@ def assemble(layout: dict[str, Any], arrays: dict[str, np.ndarray], done: np.nda
     Returns:
         Dataset with dims (hyperparameters..., seed, step, a probe's own axes). `status` holds `Outcome` codes.
     """
+    shape = Sweep.from_json(layout["sweep"]).shape
+    found = {name: arrays[name] for name in layout["variables"]}
+    found["status"] = status_codes(arrays["first_bad_step"], done)
+    if has_relative_sharpness(layout):
+        found["relative_sharpness"] = relative_sharpness(arrays["sharpness"], threshold_of_runs(layout))
+    return label(layout, {name: values.reshape(*shape, *values.shape[1:]) for name, values in found.items()})
+
+
+def label(layout: dict[str, Any], arrays: dict[str, Any]) -> xr.Dataset:
+    """Give names, units and meanings to results over the grid: name -> (hyperparameters..., seed, ...), lazy or not."""
     sweep = Sweep.from_json(layout["sweep"])
     grid = (*sweep.axes, "seed")
     coordinates: dict[str, Any] = {
@@ -44,22 +55,37 @@ def assemble(layout: dict[str, Any], arrays: dict[str, np.ndarray], done: np.nda
         coordinates[name] = (name, values, {"units": UNITS[name], "description": DESCRIPTIONS[name]})
     variables: dict[str, Any] = {}
     for name, spec in layout["variables"].items():
-        values = arrays[name].reshape(*sweep.shape, *arrays[name].shape[1:])
         attributes = {"units": spec["units"], "description": spec["description"]}
-        variables[name] = ((*grid, *spec["dims"]), values, attributes)
-    bad = arrays["first_bad_step"].reshape(sweep.shape)
-    status = np.where(bad >= 0, Outcome.diverged, Outcome.finished)
-    status = np.where(done.reshape(sweep.shape), status, Outcome.not_run).astype(np.int8)
-    variables["status"] = (grid, status, Outcome.attributes())
+        variables[name] = ((*grid, *spec["dims"]), arrays[name], attributes)
+    variables["status"] = (grid, arrays["status"], Outcome.attributes())
     threshold = np.asarray(layout["threshold"]["values"], np.float64).reshape(sweep.shape[:-1])
     variables["threshold"] = (grid[:-1], threshold, dict(layout["threshold"]["attributes"]))
-    dataset = xr.Dataset(variables, coordinates, layout["attributes"])
-    if "sharpness" in dataset and not layout["threshold"]["attributes"]["preconditioned"]:
-        relative = (dataset["sharpness"] / dataset["threshold"]).transpose(*dataset["sharpness"].dims)
-        dataset["relative_sharpness"] = relative.assign_attrs(
-            units="1", description="sharpness / threshold: the linearised optimizer is unstable above 1"
-        )
-    return dataset
+    if "relative_sharpness" in arrays:
+        attributes = {"units": "1", "description": RELATIVE_SHARPNESS}
+        variables["relative_sharpness"] = (variables["sharpness"][0], arrays["relative_sharpness"], attributes)
+    return xr.Dataset(variables, coordinates, layout["attributes"])
+
+
+def status_codes(first_bad_step: np.ndarray, done: np.ndarray) -> np.ndarray:
+    """`Outcome` of every run, from the step at which its loss was not finite (-1 for none): (run,) int8."""
+    status = np.where(first_bad_step >= 0, Outcome.diverged, Outcome.finished)
+    return np.where(done, status, Outcome.not_run).astype(np.int8)
+
+
+def has_relative_sharpness(layout: dict[str, Any]) -> bool:
+    """Whether the sharpness was recorded and is what the threshold is compared with."""
+    return "sharpness" in layout["variables"] and not layout["threshold"]["attributes"]["preconditioned"]
+
+
+def threshold_of_runs(layout: dict[str, Any]) -> np.ndarray:
+    """Threshold of every run of the grid: (run,)."""
+    return np.repeat(np.asarray(layout["threshold"]["values"], np.float64), Sweep.from_json(layout["sweep"]).shape[-1])
+
+
+def relative_sharpness(sharpness: np.ndarray, threshold: np.ndarray) -> np.ndarray:
+    """Sharpness (run, ...) divided by the threshold (run,)."""
+    with np.errstate(all="ignore"):
+        return sharpness / threshold.reshape(-1, *[1] * (sharpness.ndim - 1))
 
 
 def sweep_of(runs: xr.Dataset) -> Sweep:

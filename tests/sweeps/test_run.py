@@ -319,7 +319,7 @@ class TestDisk:
         loaded = ll.load(tmp_path / "runs")
         xr.testing.assert_identical(loaded, runs)
         assert len(list((tmp_path / "runs").glob("tile-*.npz"))) > 1
-        assert json.loads((tmp_path / "runs" / "manifest.json").read_text())["format"] == 1
+        assert json.loads((tmp_path / "runs" / "manifest.json").read_text())["format"] == 2
 
     def test_what_is_missing_is_computed_again_with_the_same_bits(self, tmp_path):
         runs = self.run(tmp_path)
@@ -401,8 +401,11 @@ class TestDisk:
             tiles[0].write_bytes(content)
         else:
             tiles[0].write_bytes(tiles[1].read_bytes())
+        loaded = ll.load(tmp_path)  # lazy: what is wrong is said when a tile is read
         with pytest.raises(ValueError, match=r"tile-000000\.npz"):
-            ll.load(tmp_path)
+            loaded.load()
+        with pytest.raises(ValueError, match=r"tile-000000\.npz"):
+            ll.load(tmp_path, lazy=False)
 
     def test_progress_callback_counts_runs(self):
         seen = []
