@@ -138,6 +138,13 @@ class Problem:
         for path, leaf in jax.tree_util.tree_leaves_with_path(self.data):
             digest.update(f"{jax.tree_util.keystr(path)} {leaf.dtype} {leaf.shape}".encode())
             digest.update(np.ascontiguousarray(leaf).tobytes())
+        digest.update(self._programs)
+        return digest.hexdigest()[:16]
+
+    @functools.cached_property
+    def _programs(self) -> bytes:
+        """Hash of the traced programs alone: those cannot change, data in place can."""
+        digest = hashlib.sha256()
         with jax.enable_x64(False), jax.default_matmul_precision("highest"):
             key = jax.eval_shape(lambda: jax.random.key(0))
             params = jax.eval_shape(self.init, key)
@@ -166,7 +173,7 @@ class Problem:
                 }:
                     digest.update(repr(sorted(open_arguments)).encode())
                     digest.update(_digest_of_open_program(opened, inputs, open_arguments))
-        return digest.hexdigest()[:16]
+        return digest.digest()
 
     @classmethod
     def from_flax(

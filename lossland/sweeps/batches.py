@@ -38,6 +38,8 @@ class Batches:
         """Batches in an epoch."""
         if self.batch_size is None:
             return 1
+        if self.sampling == "with_replacement":
+            return max(1, self.num_examples // self.batch_size)
         return self.num_examples // self.batch_size + (self.rest > 0)
 
     @property
@@ -85,7 +87,7 @@ class Batches:
             return function(data)
         size = self.batch_size
         if key is not None:
-            chosen = jax.random.randint(jax.random.fold_in(key, step), (size,), 0, self.num_examples)
+            chosen = jax.random.randint(jax.random.fold_in(key, step), (size,), 0, self.num_examples, jnp.int32)
             return function(jax.tree.map(lambda leaf: leaf[chosen], data))
 
         def cut(start: Any, length: int) -> Any:
@@ -97,7 +99,11 @@ class Batches:
         def whole() -> Any:
             return function(cut(self.position(step) * size, size))
 
+        last = self.per_epoch - 1
+
+        def ragged() -> Any:
+            return function(cut(last * size, self.rest))
+
         if not self.rest:
             return whole()
-        last = self.per_epoch - 1
-        return lax.cond(self.position(step) == last, lambda: function(cut(last * size, self.rest)), whole)
+        return lax.cond(self.position(step) == last, ragged, whole) if last else ragged()

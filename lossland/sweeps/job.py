@@ -279,10 +279,10 @@ class GroupProgram:
         inputs, progress, records = self.abstract
         number = np.int32(0)
         with numerics(self.dtype):
-            begin = jax.make_jaxpr(self.begin)(*inputs)
-            advance = jax.make_jaxpr(self.advance)(
+            begin = self.begin.trace(*inputs).jaxpr
+            advance = self.advance.trace(
                 number, number, number, number, inputs[0], inputs[1], progress, records, self.data
-            )
+            ).jaxpr
         return _digest(begin) + _digest(advance)
 
     def compile(self, num_chunks: int, device: Device) -> None:
@@ -408,6 +408,17 @@ def _restore(arrays: dict[str, np.ndarray], like: Any, device: Device) -> Any:
 
 
 def thresholds_of(optimizer: Optimizer, points: dict[str, np.ndarray], count: int) -> dict[str, Any]:
+    """Compute the threshold at `count` hyperparameter points; see `_thresholds`."""
+    arguments = tuple(sorted(optimizer.arguments.items(), key=lambda item: item[0]))
+    return _cached(_thresholds)(
+        optimizer.factory, arguments, tuple((name, tuple(values.tolist())) for name, values in points.items()), count
+    )
+
+
+@functools.lru_cache(maxsize=32)
+def _thresholds(
+    factory: Callable[..., Any], arguments: tuple[Any, ...], points_given: tuple[Any, ...], count: int
+) -> dict[str, Any]:
     """Compute the threshold at `count` hyperparameter points, with attributes that say what it is compared with.
 
     An optimizer that has no linear threshold, or whose update cannot be linearised, gets NaN and the reason: that is no
@@ -415,9 +426,8 @@ def thresholds_of(optimizer: Optimizer, points: dict[str, np.ndarray], count: in
     """
     attributes: dict[str, Any] = {"units": "loss / parameter^2", "preconditioned": 0}
     try:
-        build = _cached(_builder)(
-            optimizer.factory, tuple(sorted(optimizer.arguments.items(), key=lambda item: item[0]))
-        )
+        build = _cached(_builder)(factory, arguments)
+        points = {name: np.asarray(values) for name, values in points_given}
         first: dict[str, Any] = {name: float(values[0]) for name, values in points.items()}
         certificate = thresholds.threshold(build, **first)
         attributes["preconditioned"] = int(certificate.preconditioned)
