@@ -267,7 +267,7 @@ class Store:
         try:
             yield
         except OSError as error:
-            raised = StorageError(f"{path} was not written: {_reason(error, path, size)}. {self._safe()}")
+            raised = StorageError(f"{path}: {_reason(error, path, size)}. {self._safe()}")
             raised.errno = error.errno
             raise raised from error
 

@@ -426,7 +426,7 @@ class TestStorage:
 
     def test_a_file_where_the_folder_should_be(self, tmp_path):
         (tmp_path / "runs").write_text("precious")
-        with pytest.raises(StorageError, match=r"runs was not written"):
+        with pytest.raises(StorageError, match=r"runs: "):
             new_store(tmp_path / "runs")
         assert (tmp_path / "runs").read_text() == "precious"
 
