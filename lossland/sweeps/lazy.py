@@ -79,6 +79,8 @@ class _GridArray(BackendArray):
         self.dtype = dtype
 
     def __getitem__(self, key: indexing.ExplicitIndexer) -> Any:
+        parts = zip(key.tuple, self.shape, strict=True)
+        key = type(key)(tuple(_forward_if_empty(part, size) for part, size in parts))
         return indexing.explicit_indexing_adapter(key, self.shape, indexing.IndexingSupport.OUTER, self._outer)
 
     def _outer(self, key: tuple[Any, ...]) -> np.ndarray:
@@ -86,7 +88,7 @@ class _GridArray(BackendArray):
         points = np.ix_(*(np.atleast_1d(indices) for indices in chosen))
         runs = np.ravel_multi_index(points, self.grid)
         values = self.rows(runs.reshape(-1), key[len(self.grid) :])
-        return values.reshape(*(len(indices) for indices in chosen if indices.ndim), *values.shape[1:])
+        return values.reshape((*(len(indices) for indices in chosen if indices.ndim), *values.shape[1:]))
 
 
 class _Tiles:
@@ -133,6 +135,11 @@ class _Tiles:
         if arrays is None:
             raise DamagedTileError(f"{self.store.path(tile)} was there when the sweep was loaded, and is gone")
         return arrays[name]
+
+
+def _forward_if_empty(part: Any, size: int) -> Any:
+    """Replace an empty slice: xarray turns slices with a negative step around, and fails at empty ones."""
+    return slice(0, 0) if isinstance(part, slice) and not range(size)[part] else part
 
 
 def _bytes_per_run(spec: dict[str, Any]) -> int:

@@ -145,7 +145,7 @@ class Store:
         Raises:
             StorageError: if the disk is full, or the folder is read-only, forbidden or gone.
         """
-        self._write(self.path(tile), pack(self._mark(tile), arrays))
+        self._write(self.path(tile), pack(self._mark("tile", tile), arrays))
         with contextlib.suppress(OSError):  # beside a finished tile a checkpoint is never read
             self.checkpoint_path(tile).unlink(missing_ok=True)
 
@@ -158,18 +158,13 @@ class Store:
         """
         path = self.path(tile)
         try:
-            found = self._read(path, names)
-            if found is None:
-                return None
-            mark, arrays = found
-            if mark != self._mark(tile):
-                raise ValueError("it belongs to another sweep, or to another place in this one")
+            found = self._read(path, self._mark("tile", tile), names)
         except ValueError as error:
             raise DamagedTileError(
                 f"{path} is damaged: {error}. When the sweep is run again with the same call, the file is set aside "
                 "and the tile recomputed"
             ) from error
-        return arrays
+        return None if found is None else found[1]
 
     def set_aside(self, tile: int) -> Path:
         """Rename a bad tile to `tile-000003.npz.damaged-1` (the next free number). Nothing is deleted."""
@@ -181,7 +176,7 @@ class Store:
         Raises:
             StorageError: as `write`.
         """
-        self._write(self.checkpoint_path(tile), pack({**self._mark(tile), "step": int(step)}, arrays))
+        self._write(self.checkpoint_path(tile), pack({**self._mark("checkpoint", tile), "step": int(step)}, arrays))
 
     def read_checkpoint(self, tile: int) -> tuple[int, dict[str, np.ndarray]] | None:
         """Load the state of an unfinished tile: (step, arrays); None if there is none.
@@ -190,18 +185,19 @@ class Store:
         """
         path = self.checkpoint_path(tile)
         try:
-            found = self._read(path)
-            if found is None:
-                return None
-            mark, arrays = found
-            step = mark.pop("step", None)
-            if mark != self._mark(tile) or not isinstance(step, int):
-                raise ValueError("it belongs to another sweep, or to another place in this one")
+            return self.check_checkpoint(tile)
         except ValueError as error:
             aside = self._set_aside(path)
             warnings.warn(f"{path} is damaged: {error}. It is now {aside.name}; the tile starts anew", stacklevel=2)
             return None
-        return step, arrays
+
+    def check_checkpoint(self, tile: int) -> tuple[int, dict[str, np.ndarray]] | None:
+        """Do as `read_checkpoint`, but leave a bad file where it is.
+
+        Raises:
+            ValueError: saying what is wrong with the file.
+        """
+        return self._read(self.checkpoint_path(tile), self._mark("checkpoint", tile))
 
     def done(self) -> list[int]:
         """Tiles that are on disk."""
@@ -216,8 +212,8 @@ class Store:
         num_tiles = self.num_tiles
         return sorted(tile for match in matches if match and (tile := int(match[1])) < num_tiles)
 
-    def _mark(self, tile: int) -> dict[str, Any]:
-        return {"sweep": self.digest, "runs_per_tile": self.runs_per_tile, "tile": tile}
+    def _mark(self, kind: str, tile: int) -> dict[str, Any]:
+        return {"kind": kind, "sweep": self.digest, "runs_per_tile": self.runs_per_tile, "tile": tile}
 
     def _manifest(self) -> bytes:
         manifest = {
@@ -229,9 +225,8 @@ class Store:
         }
         return json.dumps({**manifest, "sha256": _sha256(manifest)}, indent=1).encode()
 
-    def _read(
-        self, path: Path, names: Iterable[str] | None = None
-    ) -> tuple[dict[str, Any], dict[str, np.ndarray]] | None:
+    def _read(self, path: Path, mark: dict[str, Any], names: Iterable[str] | None = None) -> Any:
+        """Step (None for a tile) and arrays of a file with the right mark; None if there is no file."""
         try:
             file = open(path, "rb")  # noqa: SIM115 - only opening may fail for reasons that are no damage
         except FileNotFoundError:
@@ -239,7 +234,11 @@ class Store:
         except OSError as error:
             raise StorageError(f"{path} cannot be read: {error.strerror}") from error
         with file:
-            return unpack(file, names)
+            found, arrays = unpack(file, names)
+        step = found.pop("step", None)
+        if found != mark:
+            raise ValueError("it belongs to another sweep, or to another place in this one")
+        return step, arrays
 
     def _write(self, path: Path, content: bytes) -> None:
         with self._explained(path, len(content)):
@@ -268,7 +267,7 @@ class Store:
         try:
             yield
         except OSError as error:
-            raised = StorageError(f"{path} was not written: {_reason(error, path, size)}. {self._safe()}")
+            raised = StorageError(f"{path}: {_reason(error, path, size)}. {self._safe()}")
             raised.errno = error.errno
             raise raised from error
 
