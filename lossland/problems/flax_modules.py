@@ -60,7 +60,7 @@ def _linen(module: linen.Module, example: Any) -> Network:
     parameters = inspect.signature(type(module).__call__).parameters
     flags = {flag: value for flag, value in TRAINING_FLAGS.items() if flag in parameters}
 
-    def mode(train: bool) -> dict[str, bool]:
+    def mode(train: bool) -> dict[str, Any]:
         return {flag: value == train for flag, value in flags.items()}
 
     def variables(key: jax.Array) -> Any:
@@ -139,7 +139,7 @@ def _nnx(construct: Callable[[nnx.Rngs], Any], example: Any) -> Network:
         leaves, structure = jax.tree.flatten(streams)
         fresh = [
             jax.random.fold_in(base, place)
-            if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+            if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
             else jnp.zeros(leaf.shape, leaf.dtype)  # how many draws a stream has made
             for place, leaf in enumerate(leaves)
         ]

@@ -125,7 +125,7 @@ class Problem:
         """Loss of a batch in training mode, and the network's state after it (() if it keeps none)."""
         offered = {"key": key, "train": True, "state": state}
         wanted = {name: offered[name] for name in _requests(self.loss)}
-        value = self.loss(params, batch, **wanted)
+        value: Any = self.loss(params, batch, **wanted)
         return (value, ()) if self.init_state is None else value
 
     def fingerprint(self) -> str:

@@ -224,6 +224,7 @@ def _compute_here(
         program = job.program_of(runs)
         if store is None:
             return program.compute(runs, num_chunks, device, seconds=seconds, stopping=stop.is_set)
+        write_checkpoint = store.write_checkpoint
         saved = store.read_checkpoint(tile)
         results = program.compute(
             runs,
@@ -231,7 +232,7 @@ def _compute_here(
             device,
             seconds=seconds,
             snapshot=Snapshot(*saved) if saved else None,
-            save=lambda snapshot: store.write_checkpoint(tile, snapshot.step, snapshot.arrays),
+            save=lambda snapshot: write_checkpoint(tile, snapshot.step, snapshot.arrays),
             stopping=stop.is_set,
         )
         if results is not None:

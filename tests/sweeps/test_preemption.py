@@ -1,0 +1,218 @@
+"""Kills, signals and resumption: real processes, real signals, the same bits."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import optax
+import pytest
+import xarray as xr
+
+import lossland as ll
+from lossland.sweeps.job import Job
+from lossland.sweeps.store import Store
+from tests.cases import problem_named
+
+ROOT = Path(__file__).parents[2]
+FIELDS = {"seeds": 6, "num_steps": 20000, "every": 5000, "lane_width": 4}
+RATES = [0.01, 0.03, 0.1, 30.0]
+SCRIPT = f"""
+import os, signal, sys
+import numpy as np, optax, lossland as ll
+from lossland.sweeps import archive
+from tests.cases import problem_named
+
+fatal = int(sys.argv[2])  # die inside the n-th write: odd numbers before the rename, even ones after it
+writes = 0
+replace = os.replace
+
+def deadly(*paths):
+    global writes
+    writes += 1
+    if fatal and writes == fatal and fatal % 2:
+        os.kill(os.getpid(), signal.SIGKILL)
+    replace(*paths)
+    if fatal and writes == fatal:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+os.replace = deadly
+sweep = ll.Sweep({{"learning_rate": {RATES}}}, **{FIELDS})
+runs = ll.run(problem_named("cubic"), optax.adam, sweep, ["loss", "sharpness"], sys.argv[1], checkpoint_seconds=0.05)
+"""
+
+
+def sweep_here(out=None, **options):
+    sweep = ll.Sweep({"learning_rate": RATES}, **FIELDS)
+    return ll.run(problem_named("cubic"), optax.adam, sweep, ["loss", "sharpness"], out, **options)
+
+
+@pytest.fixture(scope="module")
+def undisturbed():
+    return sweep_here()
+
+
+def child(out: Path, cache: Path, fatal: int = 0) -> subprocess.Popen:
+    environment = {
+        **os.environ,
+        "JAX_COMPILATION_CACHE_DIR": str(cache),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+    }
+    with open(cache.with_name("messages"), "w") as messages:
+        command = [sys.executable, "-c", SCRIPT, str(out), str(fatal)]
+        return subprocess.Popen(command, env=environment, cwd=ROOT, stderr=messages)
+
+
+def wait_for(condition, process: subprocess.Popen, seconds: float = 120) -> None:
+    """Wait until a condition holds or the process has ended."""
+    deadline = time.monotonic() + seconds
+    while not condition() and process.poll() is None:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def steps_saved(out: Path) -> int:
+    """Run-steps that lie on disk, in finished tiles and in checkpoints."""
+    if not (out / "manifest.json").exists():
+        return 0
+    store = Store.open(out)
+    places = ll.Sweep.from_json(store.layout["sweep"]).tiles(store.runs_per_tile)
+    total = sum(len(places[tile]) * FIELDS["num_steps"] for tile in store.done())
+    for tile in set(store.checkpoints()) - set(store.done()):
+        if saved := store.read_checkpoint(tile):
+            total += len(places[tile]) * saved[0]
+    return total
+
+
+def test_segments_leave_every_bit_alone(undisturbed, tmp_path, monkeypatch):
+    taken = []
+    advance = Store.write_checkpoint
+    monkeypatch.setattr(Store, "write_checkpoint", lambda *given: (taken.append(given[2]), advance(*given)))
+    segmented = sweep_here(tmp_path / "runs", checkpoint_seconds=0.02)
+    assert len(taken) > 10
+    xr.testing.assert_equal(segmented.load(), undisturbed)
+    assert not list((tmp_path / "runs").glob("checkpoint-*"))
+
+
+@pytest.mark.parametrize("every", [7, 400])
+def test_segments_between_records(every, tmp_path, monkeypatch):
+    """Segments end where the clock says, not where a record is due."""
+    sweep = ll.Sweep({"learning_rate": [0.01, 3.0]}, 3, 400, every, lane_width=1)
+    whole = ll.run(problem_named("cubic"), optax.sgd, sweep, ["loss", "gradient_norm"])
+    steps = iter(np.random.default_rng(every).integers(1, 40, 10_000))
+    monkeypatch.setattr("lossland.sweeps.job.segment_length", lambda *given: int(next(steps)))
+    cut = ll.run(problem_named("cubic"), optax.sgd, sweep, ["loss", "gradient_norm"], tmp_path / "runs")
+    xr.testing.assert_equal(cut.load(), whole)
+
+
+@pytest.mark.slow
+def test_thirty_kills_lose_nothing(undisturbed, tmp_path):
+    out, cache = tmp_path / "runs", tmp_path / "cache"
+    chance = random.Random(0)
+    kills, inside_writes, saved = 0, 0, 0
+    while True:
+        # The first third die inside a write or a rename, the others anywhere; then one is left alone to finish.
+        fatal = chance.randint(1, 6) if kills < 10 else 0
+        process = child(out, cache, fatal)
+        if not fatal and kills < 30:
+            wait_for(lambda: steps_saved(out) > saved or chance.random() < 0.01, process)  # noqa: B023
+            time.sleep(chance.random() * 0.2)
+            process.kill()
+        code = process.wait(120)
+        if code == 0:
+            break
+        assert code == -signal.SIGKILL, (tmp_path / "messages").read_text()
+        kills += 1
+        inside_writes += bool(fatal)
+        now = steps_saved(out)
+        assert now >= saved, "what was saved stays saved"
+        saved = now
+    assert inside_writes >= 8
+    assert kills >= 15, "the sweep is too short for this test"
+    xr.testing.assert_equal(ll.load(out).load(), undisturbed)
+    print(f"{kills} kills, {inside_writes} inside a write or rename")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_request_to_stop_saves_and_exits_with_75(undisturbed, tmp_path, number):
+    out = tmp_path / "runs"
+    process = child(out, tmp_path / "cache")
+    wait_for(lambda: steps_saved(out) > 0, process)
+    process.send_signal(number)
+    assert process.wait(60) == 75
+    assert "the same call goes on" in (tmp_path / "messages").read_text()
+    saved = steps_saved(out)
+    assert 0 < saved < 6 * len(RATES) * FIELDS["num_steps"]
+    xr.testing.assert_equal(sweep_here(out).load(), undisturbed)
+
+
+def test_signals_are_left_alone_afterwards(tmp_path):
+    before = signal.getsignal(signal.SIGTERM)
+    sweep = ll.Sweep({"learning_rate": [0.1]}, 1, 3, 1)
+    ll.run(problem_named("cubic"), optax.sgd, sweep, out=tmp_path / "runs")
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_a_damaged_checkpoint_costs_time_and_nothing_else(undisturbed, tmp_path, monkeypatch):
+    class Stop(Exception):
+        pass
+
+    write = Store.write_checkpoint
+
+    def once(store, tile, step, arrays):
+        write(store, tile, step, arrays)
+        raise Stop
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Store, "write_checkpoint", once)
+        with pytest.raises(Stop):
+            sweep_here(tmp_path, checkpoint_seconds=0.02)
+    saved = sorted(tmp_path.glob("checkpoint-*.npz"))
+    assert saved
+    saved[0].write_bytes(saved[0].read_bytes()[:-100])
+    with pytest.warns(UserWarning, match="checkpoint"):
+        again = sweep_here(tmp_path)
+    xr.testing.assert_equal(again.load(), undisturbed)
+
+
+@pytest.mark.parametrize("damage", ["truncate", "flip", "swap"])
+def test_bad_tiles_are_set_aside_and_computed_again(undisturbed, tmp_path, damage):
+    sweep_here(tmp_path)
+    tiles = sorted(tmp_path.glob("tile-*.npz"))
+    content = bytearray(tiles[0].read_bytes())
+    if damage == "truncate":
+        tiles[0].write_bytes(content[: len(content) // 2])
+    elif damage == "flip":
+        content[len(content) // 3] ^= 0x10
+        tiles[0].write_bytes(content)
+    else:
+        tiles[0].write_bytes(tiles[1].read_bytes())
+    untouched = tiles[1].stat().st_mtime_ns
+    with pytest.warns(UserWarning, match=r"tile-000000\.npz.*damaged-1"):
+        again = sweep_here(tmp_path)
+    xr.testing.assert_equal(again.load(), undisturbed)
+    assert tiles[1].stat().st_mtime_ns == untouched
+    assert (tmp_path / "tile-000000.npz.damaged-1").exists()
+
+
+def test_a_diverged_tile_ends_early(monkeypatch):
+    asked = []
+    compute = Job.program_of
+
+    def spying(job, runs):
+        program = compute(job, runs)
+        advance = program.advance
+        program.advance = lambda *given: (asked.append(int(given[3])), advance(*given))[1]
+        return program
+
+    monkeypatch.setattr(Job, "program_of", spying)
+    sweep = ll.Sweep({"learning_rate": [1e3]}, 4, num_steps=10**9, every=10**8, lane_width=4)
+    runs = ll.run(problem_named("cubic"), optax.sgd, sweep)
+    assert (runs["status"] == ll.Outcome.diverged).all()
+    assert len(asked) < 20
