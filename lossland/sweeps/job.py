@@ -324,6 +324,31 @@ class GroupProgram:
         with numerics("float32"), jax.default_device(device):  # a seed means the same start in every precision
             return self.start(for_problem, seeds)
 
+    def trial(self, runs: np.ndarray, num_chunks: int, device: Device, steps: int) -> tuple[int, float]:
+        """Take the first steps of a tile and throw them away: (run-steps done, seconds)."""
+        with numerics(self.dtype), jax.default_device(device):
+            for_training, for_problem, seeds = self.arguments(runs, num_chunks)
+            start, data = self._start(for_problem, seeds, device), self.data_on(device)
+            tile = jax.block_until_ready(self.begin(for_training, seeds, start, data))
+            used, zero = np.int32(-(-len(runs) // self.job.plan.lane_width)), np.int32(0)
+            began = time.perf_counter()
+            progress, _, _ = self.advance(used, zero, zero, np.int32(steps), for_training, seeds, *tile, data)
+            bad = np.asarray(progress.first_bad_step).reshape(-1)[: len(runs)]
+            took = time.perf_counter() - began
+        return int(np.where(bad < 0, steps, np.minimum(bad, steps)).sum()), took
+
+    def memory(self, num_chunks: int) -> int:
+        """Bytes of a tile under way: arguments, results and temporaries, by the compiled program's own account."""
+        for_training, for_problem, seeds = self.arguments(self.group.runs[:1], num_chunks)
+        with numerics(self.dtype):
+            with jax.enable_x64(False):
+                start = jax.eval_shape(self.start, for_problem, seeds)
+            progress, records = jax.eval_shape(self.begin, for_training, seeds, start, self.data)
+            zero = np.int32(0)
+            inputs = (zero, zero, zero, zero, for_training, seeds, progress, records, self.data)
+            found = self.advance.lower(*inputs).compile().memory_analysis()
+        return found.argument_size_in_bytes + found.temp_size_in_bytes + found.output_size_in_bytes
+
     def compute(
         self,
         runs: np.ndarray,
