@@ -13,11 +13,12 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from lossland import curvature, figures, problems
-    from lossland.optimizers import Optimizer
+    from lossland.optimizers import Optimizer, Schedule
     from lossland.problems.problem import Problem
     from lossland.stability.maps import critical_learning_rate, stability_map
     from lossland.sweeps.execution import run
     from lossland.sweeps.lazy import load
+    from lossland.sweeps.planning import plan
     from lossland.sweeps.probes import Probe
     from lossland.sweeps.sweep import Outcome, Sweep
     from lossland.thresholds import threshold
@@ -29,9 +30,11 @@ _HOME = {
     "Optimizer": "lossland.optimizers",
     "Outcome": "lossland.sweeps.sweep",
     "Probe": "lossland.sweeps.probes",
+    "Schedule": "lossland.optimizers",
     "Problem": "lossland.problems.problem",
     "Sweep": "lossland.sweeps.sweep",
     "critical_learning_rate": "lossland.stability.maps",
+    "plan": "lossland.sweeps.planning",
     "load": "lossland.sweeps.lazy",
     "run": "lossland.sweeps.execution",
     "stability_map": "lossland.stability.maps",
@@ -43,11 +46,13 @@ __all__ = [
     "Outcome",
     "Probe",
     "Problem",
+    "Schedule",
     "Sweep",
     "critical_learning_rate",
     "curvature",
     "figures",
     "load",
+    "plan",
     "problems",
     "run",
     "stability_map",

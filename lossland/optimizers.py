@@ -14,6 +14,50 @@ import optax
 Factory = Callable[..., optax.GradientTransformation]
 
 
+class Schedule:
+    """A schedule whose own arguments can be fixed or swept, given to an `Optimizer` in place of a number.
+
+    Equation: at step t the optimizer sees `factory(**arguments)(t)`.
+
+    Args:
+        factory: a function that returns a schedule, such as `optax.exponential_decay`.
+        **arguments: values to fix, by the factory's own names.
+
+    Raises:
+        ValueError: if `factory` is no callable, or has no argument of a given name (its names are listed).
+
+    >>> import optax
+    >>> decay = Schedule(optax.cosine_decay_schedule, decay_steps=100)
+    >>> Optimizer(optax.sgd, learning_rate=decay).argument_names[:4]
+    ('learning_rate', 'momentum', 'nesterov', 'accumulator_dtype')
+    >>> Optimizer(optax.sgd, learning_rate=decay).argument_names[4:7]
+    ('init_value', 'decay_steps', 'alpha')
+    """
+
+    __slots__ = ("arguments", "factory")
+    factory: Callable[..., Any]
+    arguments: dict[str, Any]
+
+    def __init__(self, factory: Callable[..., Any], /, **arguments: Any):
+        if not callable(factory):
+            raise ValueError(
+                f"schedule: expected a function such as optax.exponential_decay, got {type(factory).__name__}"
+            )
+        self.factory, self.arguments = factory, dict(arguments)
+        for name in arguments:
+            if name not in _names(factory):
+                raise ValueError(
+                    f"schedule {_name_of(factory)} has no argument {name!r}; it has {', '.join(_names(factory))}"
+                )
+
+    def build(self) -> Callable[[Any], Any]:
+        """The schedule: step -> value."""
+        return self.factory(**self.arguments)
+
+    def __repr__(self) -> str:
+        return _repr_of("Schedule", self.factory, self.arguments)
+
+
 class Optimizer:
     """An optax factory together with the arguments that are already decided.
 
@@ -51,16 +95,18 @@ class Optimizer:
     @property
     def name(self) -> str:
         """The factory's name."""
-        factory: Any = self.factory
-        while hasattr(factory, "func"):
-            factory = factory.func
-        return getattr(factory, "__name__", type(factory).__name__)
+        return _name_of(self.factory)
+
+    @property
+    def schedules(self) -> dict[str, Schedule]:
+        """Arguments that are schedules."""
+        return {name: value for name, value in self.arguments.items() if isinstance(value, Schedule)}
 
     @property
     def argument_names(self) -> tuple[str, ...]:
-        """Names that the factory takes, in its own order."""
-        parameters = inspect.signature(self.factory).parameters.values()
-        return tuple(p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY))
+        """Names that the factory takes, in its own order, then those of its schedules."""
+        inner = [name for schedule in self.schedules.values() for name in _names(schedule.factory)]
+        return (*_names(self.factory), *inner)
 
     def _refuse_unknown(self, names: Mapping[str, Any]) -> None:
         parameters = inspect.signature(self.factory).parameters.values()
@@ -74,23 +120,30 @@ class Optimizer:
 
     def missing(self, swept: Mapping[str, Any]) -> tuple[str, ...]:
         """Arguments without a default that are neither fixed nor swept."""
-        parameters = inspect.signature(self.factory).parameters.values()
-        return tuple(
-            p.name
-            for p in parameters
-            if p.default is p.empty
-            and p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)
-            and p.name not in self.arguments
-            and p.name not in swept
-        )
+        needed = [(name, self.arguments) for name in _names(self.factory, needed=True)]
+        for schedule in self.schedules.values():
+            needed += [(name, schedule.arguments) for name in _names(schedule.factory, needed=True)]
+        return tuple(name for name, given in needed if name not in given and name not in swept)
 
     def with_arguments(self, **arguments: Any) -> Optimizer:
-        """Return the same optimizer with more of its arguments decided."""
-        return Optimizer(self.factory, **{**self.arguments, **arguments})
+        """Return the same optimizer with more of its arguments, or of its schedules', decided."""
+        own = set(_names(self.factory))
+        decided = {**self.arguments, **{name: value for name, value in arguments.items() if name in own}}
+        rest = {name: value for name, value in arguments.items() if name not in own}
+        for argument, schedule in self.schedules.items():
+            taken = {name: rest.pop(name) for name in _names(schedule.factory) if name in rest}
+            if taken:
+                decided[argument] = Schedule(schedule.factory, **{**schedule.arguments, **taken})
+        return Optimizer(self.factory, **decided, **rest)
 
     def build(self, **arguments: Any) -> optax.GradientTransformationExtraArgs:
         """Call the factory: the optax transformation at these arguments (scalars, concrete or traced)."""
-        return optax.with_extra_args_support(self.factory(**{**self.arguments, **arguments}))
+        if arguments:
+            return self.with_arguments(**arguments).build()
+        values = {
+            name: value.build() if isinstance(value, Schedule) else value for name, value in self.arguments.items()
+        }
+        return optax.with_extra_args_support(self.factory(**values))
 
     def init(self, params: Any) -> Any:
         """Initial optimizer state, as optax defines it."""
@@ -111,11 +164,19 @@ class Optimizer:
             ValueError: naming the argument that is unknown, missing, fixed twice, or needed by optax as a Python value.
         """
         self._refuse_unknown(swept)
+        names = list(self.argument_names)
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(
+                f"optimizer {self.name}: {', '.join(twice)} is an argument of more than one of it and its schedules; "
+                "wrap one of them in a function with another name for it"
+            )
+        fixed = dict(self.arguments)
+        for schedule in self.schedules.values():
+            fixed |= schedule.arguments
         for name in swept:
-            if name in self.arguments:
+            if name in fixed:
                 raise ValueError(
-                    f"optimizer {self.name}: {name!r} is both fixed to {self.arguments[name]!r} and a sweep axis; "
-                    "keep one"
+                    f"optimizer {self.name}: {name!r} is both fixed to {fixed[name]!r} and a sweep axis; keep one"
                 )
         if missing := self.missing(swept):
             raise ValueError(
@@ -159,7 +220,24 @@ class Optimizer:
         return None
 
     def __repr__(self) -> str:
-        return f"Optimizer({', '.join([self.name, *(f'{k}={v!r}' for k, v in self.arguments.items())])})"
+        return _repr_of("Optimizer", self.factory, self.arguments)
+
+
+def _names(factory: Callable[..., Any], needed: bool = False) -> tuple[str, ...]:
+    """Names of a function's arguments; of those without a default only, if `needed`."""
+    parameters = inspect.signature(factory).parameters.values()
+    kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    return tuple(p.name for p in parameters if p.kind in kinds and (p.default is p.empty or not needed))
+
+
+def _name_of(factory: Any) -> str:
+    while hasattr(factory, "func"):
+        factory = factory.func
+    return getattr(factory, "__name__", type(factory).__name__)
+
+
+def _repr_of(kind: str, factory: Any, arguments: Mapping[str, Any]) -> str:
+    return f"{kind}({', '.join([_name_of(factory), *(f'{k}={v!r}' for k, v in arguments.items())])})"
 
 
 def as_optimizer(optimizer: Any) -> Optimizer:

@@ -11,10 +11,11 @@ import inspect
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from lossland.problems import datasets, flax_modules, networks, problem, reported, synthetic
+    from lossland.problems import datasets, flax_modules, label_noise, networks, problem, reported, synthetic
+    from lossland.problems.label_noise import with_label_noise
     from lossland.problems.problem import Problem
 
-_MODULES = ("datasets", "flax_modules", "networks", "problem", "reported", "synthetic")
+_MODULES = ("datasets", "flax_modules", "label_noise", "networks", "problem", "reported", "synthetic")
 
 NAMES: dict[str, tuple[str, str]] = {
     "linear_regression": (
@@ -45,11 +46,13 @@ __all__ = [
     "Problem",
     "datasets",
     "flax_modules",
+    "label_noise",
     "named",
     "networks",
     "problem",
     "reported",
     "synthetic",
+    "with_label_noise",
 ]
 
 
@@ -74,6 +77,8 @@ def __getattr__(name: str) -> Any:
     """Load a submodule, or `Problem`, at its first use (PEP 562)."""
     if name in _MODULES:
         return importlib.import_module(f"{__name__}.{name}")
+    if name == "with_label_noise":
+        return importlib.import_module(f"{__name__}.label_noise").with_label_noise
     if name == "Problem":
         return importlib.import_module(f"{__name__}.problem").Problem
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}; it has {', '.join(__all__)}")

@@ -8,7 +8,7 @@ import signal
 import sys
 import threading
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
@@ -50,6 +50,7 @@ def run(
     executor: Executor | None = None,
     part: tuple[int, int] | None = None,
     checkpoint_seconds: float = 10.0,
+    attributes: Mapping[str, str] | None = None,
 ) -> xr.Dataset:
     """Train every run of a sweep and record the probes along the way.
 
@@ -72,6 +73,7 @@ def run(
         part: (k, n) computes every n-th tile from the k-th on, for n processes that share a folder; the others' runs
             have status "not_run". On a JAX multi-controller system it defaults to (process index, process count).
         checkpoint_seconds: seconds between checkpoints of tiles under way, where `out` is given: what a kill may cost.
+        attributes: notes of your own, kept among the dataset's attributes.
 
     Returns:
         Dataset with dims (hyperparameters..., seed, step): the probes' records, `status` (codes of `ll.Outcome`),
@@ -91,6 +93,7 @@ def run(
     if not checkpoint_seconds > 0:
         raise ValueError(f"checkpoint_seconds: expected a positive number, got {checkpoint_seconds!r}")
     layout = job.layout()
+    layout["attributes"] |= dict(attributes or {})
     store = None if out is None else Store.create(Path(out), job.identity(), layout, job.plan.runs_per_tile)
     with contextlib.closing(Progress(progress, job.sweep.num_runs, job.sweep.num_steps)) as shown:
         return _execute(job, layout, store, shown, executor, part or (0, 1), checkpoint_seconds)

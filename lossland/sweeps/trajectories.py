@@ -46,10 +46,16 @@ def assemble(layout: dict[str, Any], arrays: dict[str, np.ndarray], done: np.nda
 def label(layout: dict[str, Any], arrays: dict[str, Any]) -> xr.Dataset:
     """Give names, units and meanings to results over the grid: name -> (hyperparameters..., seed, ...), lazy or not."""
     sweep = Sweep.from_json(layout["sweep"])
-    grid = (*sweep.axes, "seed")
+    grid = sweep.dims
     coordinates: dict[str, Any] = {
-        name: (name, values, {"units": "1", "description": f"{layout['owners'][name]} argument {name}"})
-        for name, values in sweep.axes.items()
+        name: (
+            name if name in sweep.axes else "point",
+            values,
+            {"units": "1", "description": f"{owner} argument {name}"},
+        )
+        for owner, name, values in (
+            (layout["owners"][name], name, values) for name, values in {**sweep.axes, **(sweep.points or {})}.items()
+        )
     }
     for name, values in (("seed", sweep.seeds), ("step", sweep.recorded_steps)):
         coordinates[name] = (name, values, {"units": UNITS[name], "description": DESCRIPTIONS[name]})

@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import os
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
+import numpy as np
+
+from lossland.problems.problem import Problem
 from lossland.sweeps.archive import is_temporary
+from lossland.sweeps.execution import make_job
 from lossland.sweeps.store import MANIFEST, DamagedTileError, StorageError, Store
+from lossland.sweeps.sweep import Sweep
 
 Kind = Literal["ok", "missing", "checkpoint", "damaged", "set aside", "left over", "unknown"]
 
@@ -53,6 +59,47 @@ def verify(path: str | os.PathLike[str]) -> list[Finding]:
     named = {finding.path for finding in (*tiles, *checkpoints)} | {store.directory / MANIFEST}
     others = [_other(other) for other in sorted(store.directory.iterdir()) if other not in named]
     return [*tiles, *checkpoints, *others]
+
+
+def rerun(
+    path: str | os.PathLike[str],
+    problem: Problem,
+    optimizer: Any,
+    probes: Iterable[Any],
+    num_tiles: int,
+    draw: int = 0,
+) -> list[Finding]:
+    """Compute some finished tiles again, chosen at random, and compare them bit for bit with what is on disk.
+
+    Args:
+        path: the folder.
+        problem, optimizer, probes: what `run` was called with.
+        num_tiles: how many, at most all.
+        draw: seed of the choice.
+
+    Raises:
+        ValueError: if these are not what the folder was made with (what differs is named), or versions or devices are
+            others: bits are promised for the same software on the same kind of device.
+    """
+    store = Store.open(Path(path))
+    sweep = Sweep.from_json(store.layout["sweep"])
+    job = make_job(problem, optimizer, sweep, probes)
+    own = job.identity()
+    if different := sorted(name for name in store.identity if store.identity[name] != own.get(name)):
+        words = "; ".join(f"{name}: {store.identity[name]} there, {own.get(name)} here" for name in different)
+        raise ValueError(f"rerun: {store.directory} was made with something else ({words})")
+    places = sweep.tiles(store.runs_per_tile)
+    chosen = np.random.default_rng(draw).permutation(store.done())[:num_tiles]
+    findings = []
+    for tile in sorted(int(tile) for tile in chosen):
+        there, program = store.read(tile), job.program_of(places[tile])
+        again = program.compute(places[tile], store.runs_per_tile // job.plan.lane_width, job.plan.devices[0])
+        assert there is not None
+        assert again is not None
+        other = [name for name in again if again[name].tobytes() != there[name].astype(again[name].dtype).tobytes()]
+        detail = f"computed again, other bits in {', '.join(other)}" if other else "computed again, the same bits"
+        findings.append(Finding(store.path(tile), "damaged" if other else "ok", detail, tile))
+    return findings
 
 
 def is_sound(findings: list[Finding]) -> bool:
