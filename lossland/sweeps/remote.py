@@ -230,7 +230,7 @@ def _sent_once(executor: Any, package: Package) -> Any:
     """On Dask, a task whose result is the package: workers pass it on, and it is made again when they are killed."""
     if not _is_dask(executor):
         return package
-    import dask
+    import dask.config
 
     with dask.config.set({"distributed.admin.large-graph-warning-threshold": "1 TiB"}):
         return executor._client.submit(_itself, package, pure=False)
