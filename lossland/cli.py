@@ -49,6 +49,11 @@ class Map:
     """Precision of parameters and data."""
     out: Path | None = None
     """Folder for the runs and figures; the same command again resumes it. Default: runs/PROBLEM."""
+    part: str | None = None
+    """Do part K of N, K/N with K from 0 to N - 1, beside other processes that share the folder. The one that finishes
+    last draws."""
+    dask: str | None = None
+    """Train on the workers of a Dask scheduler, given its address, such as tcp://HOST:8786."""
 
     def __call__(self) -> int:
         from lossland.mapping import map_problem
@@ -145,6 +150,14 @@ def main(arguments: list[str] | None = None) -> int:
     except ValueError as error:
         print(f"lossland: {error}", file=sys.stderr)
         return 2
+    except (OSError, RuntimeError) as error:
+        from lossland.sweeps.remote import ExecutorError
+        from lossland.sweeps.store import StorageError
+
+        if not isinstance(error, (ExecutorError, StorageError)):
+            raise
+        print(f"lossland: {error}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("lossland: stopped; finished runs are saved, the same command resumes", file=sys.stderr)
         return 130

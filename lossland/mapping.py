@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Executor
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +18,9 @@ from lossland.optimizers import Optimizer
 from lossland.problems.problem import Problem
 from lossland.stability.maps import OUTCOMES, critical_learning_rate, median_over_seeds, stability_map
 from lossland.sweeps.execution import run
+from lossland.sweeps.lazy import load
 from lossland.sweeps.store import in_free_folder
-from lossland.sweeps.sweep import Sweep
+from lossland.sweeps.sweep import Outcome, Sweep
 from lossland.sweeps.trajectories import sweep_of
 
 NUM_RATES = 32
@@ -25,6 +28,8 @@ NUM_RECORDS = 40
 BELOW, ABOVE = 10.0, 100.0
 """A default grid of learning rates runs from this many times below the predicted one to this many times above it: a
 catapult survives rates far above 2 / sharpness."""
+CONNECT_SECONDS = 10
+"""Seconds to wait for a scheduler."""
 ADAPTIVE_RATES = (1e-4, 1.0)
 """Default range for optimizers whose stability is not read from the plain Hessian."""
 
@@ -42,6 +47,8 @@ def map_problem(
     every: int | None = None,
     dtype: Any = "float32",
     out: Path | None = None,
+    part: str | None = None,
+    dask: str | None = None,
 ) -> int:
     """Run the main job and print its summary; arguments as `lossland map --help` describes them. Returns the exit code.
 
@@ -57,6 +64,7 @@ def map_problem(
     rates = parse_values("learning_rate", learning_rate) if learning_rate else predicted_rates(problem, factory)
     sweep = Sweep({"learning_rate": rates, **axes}, seeds, steps, every or max(1, steps // NUM_RECORDS), dtype)
     folder = Path("runs") / name if out is None else out
+    own_part = None if part is None else _part(part)
     print(
         f"{name}: {' × '.join(f'{len(v)} {k}' for k, v in sweep.axes.items())} × {seeds} seeds × {steps} steps",
         flush=True,
@@ -64,16 +72,49 @@ def map_problem(
     began = time.perf_counter()
 
     def train(place: Path) -> xr.Dataset:
-        return run(problem, factory, sweep, ["loss", "gradient_norm", "sharpness"], place)
+        probes = ["loss", "gradient_norm", "sharpness"]
+        return run(problem, factory, sweep, probes, place, executor=executor, part=own_part)
 
-    runs, folder = in_free_folder(train, folder) if out is None else (train(folder), folder)
+    with dask_executor(dask) as executor:
+        runs, folder = in_free_folder(train, folder) if out is None else (train(folder), folder)
     seconds = time.perf_counter() - began
+    if (runs["status"] == Outcome.not_run).any():  # of other parts, which may have finished in the meantime
+        runs = load(folder, lazy=False)
+    if missing := int((runs["status"] == Outcome.not_run).sum()):
+        print(f"this part is done; {missing} of {sweep.num_runs} runs are left to other parts, in {folder}")
+        return 0
     report = summary(runs)
     print(format_summary(runs, report, seconds))
     paths = draw(runs, folder)
     (folder / "summary.json").write_text(strict_json.dumps(report) + "\n")
     print("figures " + ", ".join(str(path) for path in paths))
     return 0
+
+
+@contextlib.contextmanager
+def dask_executor(address: str | None) -> Iterator[Executor | None]:
+    """Connect to a Dask scheduler, and leave it as it was afterwards; None without an address.
+
+    Raises:
+        ValueError: if there is no scheduler, or `distributed` is not installed.
+    """
+    if address is None:
+        yield None
+        return
+    if not address.rpartition(":")[2].isdecimal():
+        raise ValueError(f"--dask: expected the address of a scheduler, such as tcp://HOST:8786, got {address!r}")
+    try:
+        import distributed
+    except ImportError as error:
+        raise ValueError('--dask: needs distributed; pip install "lossland[cluster]"') from error
+    try:
+        client = distributed.Client(address, set_as_default=False, timeout=CONNECT_SECONDS)
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"--dask: no scheduler answers at {address}; start one with `dask scheduler` and give the address it prints"
+        ) from error
+    with client:
+        yield client.get_executor()
 
 
 def optimizer_named(name: str) -> Any:
@@ -231,6 +272,13 @@ def _word(text: str) -> Any:
         except ValueError:
             continue
     return {"true": True, "false": False}.get(text.lower(), text)
+
+
+def _part(text: str) -> tuple[int, int]:
+    number, _, count = text.partition("/")
+    if not (number.isdecimal() and count.isdecimal() and int(number) < int(count)):
+        raise ValueError(f"--part: expected K/N with K from 0 to N - 1, such as 0/4, got {text!r}")
+    return int(number), int(count)
 
 
 def _number(name: str, text: str) -> float:

@@ -69,7 +69,8 @@ def run(
         progress: show a bar (a line every 30 s where there is no terminal), or call `progress(runs_done, runs_diverged,
             runs_total)`.
         executor: any `concurrent.futures.Executor`, such as Dask's `Client(...).get_executor()`; tiles are sent to it,
-            results come back here. Without one, this process's devices do the work.
+            results come back here. Workers need the same software, and one kind of device among them. Without one, this
+            process's devices do the work.
         part: (k, n) computes every n-th tile from the k-th on, for n processes that share a folder; the others' runs
             have status "not_run". On a JAX multi-controller system it defaults to (process index, process count).
         checkpoint_seconds: seconds between checkpoints of tiles under way, where `out` is given: what a kill may cost.
@@ -83,13 +84,14 @@ def run(
     Raises:
         ValueError: before anything compiles, naming the argument, what was expected, what was got, and the fix.
         StorageError: if a tile cannot be written; those that were stay.
+        ExecutorError: if the executor breaks, or a task fails on it; what was finished is saved in `out`.
     """
-    place = executor.submit(remote.describe).result() if executor else here()
+    place = remote.place_of(executor) if executor else here()
     job = make_job(problem, optimizer, sweep, probes, place)
     if part is None and jax.process_count() > 1:
         part = (jax.process_index(), jax.process_count())
-    if part is not None and not (len(part) == 2 and 0 <= part[0] < part[1]):
-        raise ValueError(f"part: expected (k, n) with 0 <= k < n, got {part!r}")
+    if part is not None and not (len(part) == 2 and part[0] in range(int(part[1]))):
+        raise ValueError(f"part: expected whole numbers (k, n) with 0 <= k < n, got {part!r}")
     if not checkpoint_seconds > 0:
         raise ValueError(f"checkpoint_seconds: expected a positive number, got {checkpoint_seconds!r}")
     layout = job.layout()
