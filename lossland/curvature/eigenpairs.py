@@ -52,7 +52,7 @@ class FlatEigenpairs(NamedTuple):
 
 
 class _Ritz(NamedTuple):
-    """The wanted pairs at the latest check: `coefficients`, `Float[Array, "size k"]`, are their vectors in the basis."""
+    """The wanted pairs at the latest check; coefficients: `Float[Array, "k size"]`, their vectors in the basis."""
 
     coefficients: Array
     values: Array
@@ -137,14 +137,25 @@ def extremal_eigenpairs(
         return jnp.abs(values) if by_magnitude else values
 
     def decompose(projected: Array, inside: Array) -> tuple[Array, Array]:
-        """Return eigenvalues, most wanted first, -inf where there are none, and eigenvectors of some rows of V^T H V."""
+        """Return eigenvalues of some rows of V^T H V, most wanted first, then -inf, and eigenvectors as rows."""
         masked = jnp.where(inside[:, None] & inside[None, :], projected, 0)
         # Rows that do not exist get an eigenvalue that cannot be mistaken: outside the spectrum.
         radius = jnp.max(jnp.sum(jnp.abs(masked), axis=1)) + tiny
         values, vectors = jnp.linalg.eigh(masked + jnp.diag(jnp.where(inside, 0, 2 * radius)))
         exists = values < 1.5 * radius
         order = jnp.argsort(jnp.where(exists, -wanted(values), jnp.inf), stable=True)
-        return jnp.where(exists, values, -jnp.inf)[order], vectors[:, order]
+        return jnp.where(exists, values, -jnp.inf)[order], vectors.T[order]
+
+    def combine(coefficients: Array, rows: Array, num_rows: Array) -> Array:
+        """Return coefficients @ rows, of which only the first are read: the others are zero."""
+        coefficients = jnp.pad(coefficients, ((0, 0), (0, padded - size)))
+
+        def visit(block: Array, total: Array) -> Array:
+            part = lax.dynamic_slice_in_dim(coefficients, block * _BLOCK, _BLOCK, axis=1)
+            return total + dot(part, lax.dynamic_slice_in_dim(rows, block * _BLOCK, _BLOCK))
+
+        total = jnp.zeros((coefficients.shape[0], num_params), dtype)
+        return lax.fori_loop(0, (num_rows + _BLOCK - 1) // _BLOCK, visit, total)
 
     def orthogonalise(basis: Array, vector: Array, num_rows: Array) -> tuple[Array, Array]:
         """Return the part of `vector` orthogonal to the basis, and its components on the basis: twice is enough."""
@@ -170,13 +181,14 @@ def extremal_eigenpairs(
         is_searching = state.search_start < state.step
         best = jnp.where(is_searching, found[0], 0)
         exists = jnp.isfinite(values[:k])
-        top, coefficients = jnp.where(exists, values[:k], 0), vectors[:, :k]
-        next_value, next_vector = jnp.append(values, -jnp.inf)[k], vectors[:, min(k, size - 1)]
+        top, coefficients = jnp.where(exists, values[:k], 0), vectors[:k]
+        next_value, next_vector = jnp.append(values, -jnp.inf)[k], vectors[min(k, size - 1)]
         has_next = jnp.isfinite(next_value)
         next_value = jnp.where(has_next, next_value, 0)
-        rows = jnp.concatenate([coefficients.T, next_vector[None], found_vectors[:, :1].T])
+        chosen = jnp.concatenate([coefficients, next_vector[None], found_vectors[:1]])
         factors = jnp.concatenate([top, jnp.stack([next_value, best])])
-        remainders = dot(rows, state.images[:size]) - factors[:, None] * dot(rows, state.basis[:size])
+        images, ritz_vectors = (combine(chosen, rows, state.step) for rows in (state.images, state.basis))
+        remainders = images - factors[:, None] * ritz_vectors
         lengths = jnp.linalg.norm(remainders, axis=1)
         residuals = jnp.where(exists, lengths[:k], jnp.inf)
         # The wanted values as a block: error of value i <= ||R||^2 / (distance of value i to the best one left out),
@@ -209,15 +221,22 @@ def extremal_eigenpairs(
 
         draw = jnp.where(complete, ~found_nothing, length <= unresolved)
         seed = state.num_matvecs.astype(jnp.uint32) * jnp.uint32(0x85EBCA6B)
-        random, _ = orthogonalise(state.basis, generic_vector(seed, num_params, dtype), state.step)
-        vector = unit(jnp.where(draw, random, direction))
+        vector = lax.cond(
+            any_lane(draw),
+            lambda: jnp.where(
+                draw,
+                orthogonalise(state.basis, generic_vector(seed, num_params, dtype), state.step)[0],
+                direction,
+            ),
+            lambda: direction,
+        )
         search_start = jnp.where(draw, state.step, jnp.where(complete, state.search_start, nowhere))
         # A residual rarely falls by more than 8 times a product: wait for the first check that can succeed.
         worst = jnp.maximum(jnp.max(distance), 1)
         wait = jnp.ceil(jnp.log(worst) / math.log(8.0)).astype(jnp.int32)
         wait = jnp.where(complete, num_needed - state.num_searched, wait)
         wait = jnp.where(draw, shortest_search, jnp.clip(wait, 1, 8))
-        return _Ritz(coefficients, top, residuals, converged), done, vector, search_start, wait
+        return _Ritz(coefficients, top, residuals, converged), done, unit(vector), search_start, wait
 
     def step(state: _Cycle) -> _Cycle:
         product = matvec_flat(state.vector)
@@ -263,18 +282,15 @@ def extremal_eigenpairs(
         _, vectors = decompose(state.projected, index < jnp.minimum(border, state.step))
         _, found = decompose(state.projected, (index >= border) & (index < state.step))
         chosen = jnp.where(
-            apart,
-            jnp.concatenate([vectors[:, : num_kept - num_apart], found[:, :num_apart]], axis=1),
-            vectors[:, :num_kept],
+            apart, jnp.concatenate([vectors[: num_kept - num_apart], found[:num_apart]]), vectors[:num_kept]
         )
-        rows = chosen.T
-        compressed = dot(rows, dot(state.projected, chosen))
+        compressed = dot(chosen, dot(state.projected, chosen.T))
         is_drawn = state.search_start == state.step  # the next vector is a random one
         is_lost = ~apart & (state.search_start < state.step)  # draw another, with more rows to follow
         return state._replace(
             step=jnp.full((), num_kept, jnp.int32),
-            basis=jnp.zeros_like(state.basis).at[:num_kept].set(dot(rows, state.basis[:size])),
-            images=jnp.zeros_like(state.images).at[:num_kept].set(dot(rows, state.images[:size])),
+            basis=jnp.zeros_like(state.basis).at[:num_kept].set(dot(chosen, state.basis[:size])),
+            images=jnp.zeros_like(state.images).at[:num_kept].set(dot(chosen, state.images[:size])),
             projected=jnp.zeros_like(state.projected).at[:num_kept, :num_kept].set(compressed),
             next_check=jnp.where(is_lost, num_kept, state.next_check - (state.step - num_kept)),
             search_start=jnp.where(apart, num_kept - num_apart, jnp.where(is_drawn, num_kept, nowhere)).astype(
@@ -289,7 +305,7 @@ def extremal_eigenpairs(
         ritz = end.ritz
         fresh = FlatEigenpairs(
             values=jnp.where(end.failed, jnp.nan, ritz.values),
-            vectors=jnp.where(end.failed, jnp.nan, dot(ritz.coefficients.T, end.basis[:size])),
+            vectors=jnp.where(end.failed, jnp.nan, combine(ritz.coefficients, end.basis, end.step)),
             residuals=jnp.where(end.failed, jnp.nan, ritz.residuals),
             num_matvecs=end.num_matvecs,
             converged=ritz.converged & ~end.failed & ~end.active,
@@ -313,7 +329,7 @@ def extremal_eigenpairs(
         # A start that is zero or not finite must fail in its first product, not converge on the zero vector.
         vector=jnp.where(jnp.isfinite(norm) & (norm > 0), start / norm, jnp.nan),
         norm=zero,
-        ritz=_Ritz(jnp.zeros((size, k), dtype), nothing, nothing, unconverged),
+        ritz=_Ritz(jnp.zeros((k, size), dtype), nothing, nothing, unconverged),
         next_check=jnp.asarray(min(k + 3, size), jnp.int32),
         search_start=jnp.asarray(nowhere, jnp.int32),
         num_searched=none,
