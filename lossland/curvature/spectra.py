@@ -175,7 +175,7 @@ def _flat_problem(
     """Return the product on vectors, a start in general position and the way back to pytrees."""
     matvec_flat, unravel = flatten(matvec, like)
     flat, _ = ravel_pytree(like)
-    noise = generic_vector(jnp.zeros((), jnp.uint32), flat.size, flat.dtype)
+    noise = generic_vector(jnp.ones((), jnp.uint32), flat.size, flat.dtype)
     if start is None:
         return matvec_flat, noise, unravel
     given, _ = ravel_pytree(start)
