@@ -60,7 +60,8 @@ def density_of(name):
     matrix = SPECTRA[name]()
     with jax.enable_x64(True):
         estimate = density_program(len(matrix))
-        return matrix, estimate(jnp.asarray(matrix), jax.random.split(jax.random.key(1), NUM_KEYS))
+        densities = estimate(jnp.asarray(matrix), jax.random.split(jax.random.key(1), NUM_KEYS))
+        return matrix, jax.tree.map(np.asarray, densities)
 
 
 @functools.cache
