@@ -277,9 +277,9 @@ def _preconditioner(optimizer: Optimizer, opt_state: Any) -> Any:
 
 
 def _check_rule(optimizer: Optimizer) -> None:
-    """Refuse an optimizer whose own update is not (linear in past gradients) / P on four coordinates of many sizes.
+    """Refuse an optimizer whose own update is not (linear in its latest gradient) / P on four coordinates of many sizes.
 
-    With gradients c_j s_t, any first moment is c_j times one number, so update_j P_j / c_j is the same for all j.
+    From one state, gradients c_j and -c_j: update_j(+) - update_j(-) = factor c_j (1 / P_j(+) + 1 / P_j(-)).
     """
     numbers = {
         name: 0.5 if isinstance(value, jax.core.Tracer) else value for name, value in optimizer.arguments.items()
@@ -287,17 +287,26 @@ def _check_rule(optimizer: Optimizer) -> None:
     numbers |= {name: 0.5 for name in Optimizer(optimizer.factory, **numbers).missing({})}
     concrete = Optimizer(optimizer.factory, **numbers)
     sizes = np.asarray([1.0, 1e-2, 1e-5, 1e-8])
+    names = [str(j) for j in range(len(sizes))]
+    params = {name: jnp.full(2, 2.0**-40) for name in names}  # weight decay is negligible
+
+    def update(factor: float, opt_state: Any) -> Any:
+        gradient = {name: jnp.full(2, factor * size) for name, size in zip(names, sizes, strict=True)}
+        return concrete.update(
+            gradient, opt_state, params, value=jnp.ones(()), grad=gradient, value_fn=lambda params: jnp.ones(())
+        )
+
     with jax.ensure_compile_time_eval():
-        params = {str(j): jnp.full(2, 2.0**-40) for j in range(len(sizes))}  # weight decay is negligible
         opt_state = concrete.init(params)
-        updates = params
-        for factor in (1.0, 0.3, -0.7):
-            gradient = {str(j): jnp.full(2, factor * size) for j, size in enumerate(sizes)}
-            updates, opt_state = concrete.update(
-                gradient, opt_state, params, value=jnp.ones(()), grad=gradient, value_fn=lambda params: jnp.ones(())
-            )
-        diagonal = _preconditioner(concrete, opt_state)
-        shares = np.asarray([float((updates[j] * diagonal[j])[0]) for j in updates]) / sizes
+        for factor in (1.0, 0.3):
+            _, opt_state = update(factor, opt_state)
+        stride, inverse = np.zeros(len(sizes)), np.zeros(len(sizes))
+        for sign in (1, -1):
+            updates, advanced = update(0.7 * sign, opt_state)
+            diagonal = _preconditioner(concrete, advanced)
+            stride += sign * np.asarray([float(updates[name][0]) for name in names])
+            inverse += np.asarray([1 / float(diagonal[name][0]) for name in names])
+    shares = stride / inverse / sizes
     if not np.allclose(shares, shares[0], rtol=1e-3, atol=0) or shares[0] == 0:
         raise ValueError(
             f"preconditioned_sharpness: the update of {optimizer.name} is not (first moment) / sqrt(second moment), "

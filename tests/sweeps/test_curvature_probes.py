@@ -122,7 +122,7 @@ def test_preconditioned_sharpness_in_a_sweep_of_its_hyperparameters():
     sweep = ll.Sweep(
         {"learning_rate": [1e-3, 1e-2], "b2": [0.9, 0.999]}, seeds=1, num_steps=4, every=4, dtype="float64"
     )
-    probes = ["preconditioned_sharpness", "lowest_eigenvalue", "trace", curvature_probes.top_eigenvalues(3)]
+    probes = ["preconditioned_sharpness", curvature_probes.top_eigenvalues(2)]
     runs = ll.run(problem, Optimizer(optax.adam, eps=1e-4), sweep, probes=probes)
     assert runs["preconditioned_sharpness_converged"].all()
     assert runs["top_eigenvalues_converged"].all()
@@ -130,8 +130,6 @@ def test_preconditioned_sharpness_in_a_sweep_of_its_hyperparameters():
     assert runs["preconditioned_sharpness"].attrs["units"] == "1 / learning rate"
     first = runs["preconditioned_sharpness"].sel(step=0)
     np.testing.assert_allclose(first, first.values.flat[0], rtol=1e-6)
-    error = abs(runs["top_eigenvalues"].sum("rank") - runs["trace"])
-    assert (error < 0.5 * abs(runs["trace"])).all()
 
 
 @pytest.mark.parametrize(
