@@ -13,6 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jax.flatten_util import ravel_pytree
 
 from lossland.curvature import lanczos, operators, spectra
@@ -281,9 +282,7 @@ def _check_rule(optimizer: Optimizer) -> None:
 
     From one state, gradients c_j and -c_j: update_j(+) - update_j(-) = factor c_j (1 / P_j(+) + 1 / P_j(-)).
     """
-    numbers = {
-        name: 0.5 if isinstance(value, jax.core.Tracer) else value for name, value in optimizer.arguments.items()
-    }
+    numbers = {name: 0.5 if isinstance(value, Tracer) else value for name, value in optimizer.arguments.items()}
     numbers |= {name: 0.5 for name in Optimizer(optimizer.factory, **numbers).missing({})}
     concrete = Optimizer(optimizer.factory, **numbers)
     sizes = np.asarray([1.0, 1e-2, 1e-5, 1e-8])
