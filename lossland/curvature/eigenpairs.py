@@ -279,11 +279,12 @@ def extremal_eigenpairs(
         """Compress the basis to the best of its Ritz vectors, those of a search apart; the next vector stays."""
         apart = state.step - state.search_start >= num_apart
         border = jnp.where(apart, state.search_start, nowhere)
+        num_old = jnp.where(apart, jnp.minimum(border, num_kept - num_apart), num_kept)
         _, vectors = decompose(state.projected, index < jnp.minimum(border, state.step))
         _, found = decompose(state.projected, (index >= border) & (index < state.step))
-        chosen = jnp.where(
-            apart, jnp.concatenate([vectors[: num_kept - num_apart], found[:num_apart]]), vectors[:num_kept]
-        )
+        rank = jnp.arange(num_kept)
+        is_old = rank < num_old
+        chosen = jnp.where(is_old[:, None], vectors[rank], found[jnp.where(is_old, 0, rank - num_old)])
         compressed = dot(chosen, dot(state.projected, chosen.T))
         is_drawn = state.search_start == state.step  # the next vector is a random one
         is_lost = ~apart & (state.search_start < state.step)  # draw another, with more rows to follow
@@ -293,9 +294,7 @@ def extremal_eigenpairs(
             images=jnp.zeros_like(state.images).at[:num_kept].set(dot(chosen, state.images[:size])),
             projected=jnp.zeros_like(state.projected).at[:num_kept, :num_kept].set(compressed),
             next_check=jnp.where(is_lost, num_kept, state.next_check - (state.step - num_kept)),
-            search_start=jnp.where(apart, num_kept - num_apart, jnp.where(is_drawn, num_kept, nowhere)).astype(
-                jnp.int32
-            ),
+            search_start=jnp.where(apart | is_drawn, num_old, nowhere),
         )
 
     def cycle(solve: _Solve) -> _Solve:

@@ -305,6 +305,22 @@ def test_warm_start_from_pairs_saves_products_and_follows_a_crossing():
     assert near.num_matvecs < cold.num_matvecs
 
 
+@pytest.mark.parametrize("hidden", [0.999, 1.5])
+def test_a_search_that_outlives_its_basis(hidden):
+    """The start sees three eigenvectors only; the search for others takes more rows than the basis has."""
+    values = np.concatenate([[3, 1, 0], np.linspace(-1, hidden, SIZE - 3)])
+    start = np.zeros(SIZE)
+    start[:3] = 1
+
+    @quick_jit
+    def solve(diagonal, start):
+        return eigenpairs.extremal_eigenpairs(lambda v: diagonal * v, start, 2)
+
+    pairs = solve(jnp.asarray(values, "float32"), jnp.asarray(start, "float32"))
+    assert pairs.num_matvecs > 38
+    check(pairs, np.diag(values), "top", "float32")
+
+
 def test_no_claim_without_products():
     matrix = jnp.asarray(symmetric(SPECTRA["equidistant"], 1), "float32")
     pairs = solver("top", 5, max_matvecs=15)(matrix)
