@@ -237,8 +237,8 @@ def many_runs(sizes: tuple[int, ...], num_runs: int, num_steps: int, num_checked
     }
 
 
-def measure(fast: bool) -> dict[str, Any]:
-    """All rows; tiny sizes where `fast`."""
+def measure(fast: bool, save: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
+    """All rows, saved problem by problem; tiny sizes where `fast`."""
     sizes = {"a": (64, 128, 64, 10), "b": (64, 512, 512, 10)}
     num_steps, num_runs, repeats = NUM_STEPS, 256, 5
     if fast:
@@ -249,7 +249,9 @@ def measure(fast: bool) -> dict[str, Any]:
     }
     for name, widths in sizes.items():
         report[name] = one_run(widths, num_steps, repeats)
+        save(report)
     report["c"] = many_runs(sizes["a"], num_runs, num_steps, num_checked=min(num_runs, 16))
+    save(report)
     return report
 
 
@@ -257,12 +259,14 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--fast", action="store_true", help="tiny sizes; writes nothing")
     fast = parser.parse_args(arguments).fast
-    report = measure(fast)
-    text = json.dumps(report, indent=2)
-    print(text)
-    if not fast:
-        RESULTS.parent.mkdir(exist_ok=True)
-        RESULTS.write_text(text + "\n")
+
+    def save(report: dict[str, Any]) -> None:
+        if not fast:
+            RESULTS.parent.mkdir(exist_ok=True)
+            RESULTS.write_text(json.dumps(report, indent=2) + "\n")
+
+    report = measure(fast, save)
+    print(json.dumps(report, indent=2))
     return report
 
 
