@@ -150,6 +150,7 @@ def test_preconditioned_sharpness_refuses_what_it_does_not_know(factory, message
         curvature_probes.next_preconditioner(optimizer, state, problem.objective)
 
 
+@pytest.mark.slow
 def test_eigenvalues_equal_the_dense_matrix_and_warm_starts_spare_products(x64):
     problem, optimizer = problem_named("cubic"), Optimizer(optax.sgd, learning_rate=0.02)
     before, _ = trained(problem, optimizer, 20)
