@@ -1,7 +1,10 @@
 """Second derivatives of a loss, for one run or a whole tile of runs.
 
 Operators are functions from pytree to pytree (`hessian`, `gauss_newton`, `fisher`, `preconditioned`, `in_chunks`,
-`restrict`); `top_eigenpair` finds the largest eigenvalue of one, with the residual that certifies it.
+`restrict`). `top_eigenpairs`, `lowest_eigenpairs` and `largest_magnitude_eigenpairs` find eigenvalues of one, with the
+residuals that certify them; `trace` and `spectral_density` estimate what depends on all, with standard errors;
+`cross_check` compares any of these with the dense matrix in float64. `top_eigenpair` is the solver of one eigenvalue on
+flat vectors, for many runs along training.
 """
 
 from lossland.curvature.lanczos import TopEigenpair, top_eigenpair
@@ -22,11 +25,32 @@ from lossland.curvature.operators import (
     preconditioned,
     restrict,
 )
+from lossland.curvature.spectra import (
+    CrossCheck,
+    Eigenpairs,
+    Estimate,
+    SpectralDensity,
+    alignment,
+    cross_check,
+    gradient_curvature,
+    largest_magnitude_eigenpairs,
+    lowest_eigenpairs,
+    spectral_density,
+    top_eigenpairs,
+    trace,
+    warm_start,
+)
 
 __all__ = [
+    "CrossCheck",
+    "Eigenpairs",
+    "Estimate",
+    "SpectralDensity",
     "TopEigenpair",
+    "alignment",
     "bernoulli",
     "categorical",
+    "cross_check",
     "dense",
     "dense_hessian",
     "empirical_fisher",
@@ -34,11 +58,18 @@ __all__ = [
     "flatten",
     "gauss_newton",
     "gaussian",
+    "gradient_curvature",
     "hessian",
     "in_chunks",
+    "largest_magnitude_eigenpairs",
+    "lowest_eigenpairs",
     "negated",
     "parameter_names",
     "preconditioned",
     "restrict",
+    "spectral_density",
     "top_eigenpair",
+    "top_eigenpairs",
+    "trace",
+    "warm_start",
 ]

@@ -250,7 +250,7 @@ def dense(matvec: Matvec, like: Params, *, batch_size: int = 64) -> Array:
     if flat.size > MAX_DENSE_PARAMS:
         raise ValueError(
             f"like: expected at most {MAX_DENSE_PARAMS} parameters for a dense matrix, got {flat.size}; "
-            "use top_eigenpair on flat vectors, or `restrict` it to a layer"
+            "use top_eigenpairs, trace or spectral_density, or `restrict` it to a layer"
         )
     index = jnp.arange(flat.size)
     columns = lax.map(lambda column: matvec_flat((index == column).astype(flat.dtype)), index, batch_size=batch_size)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib
 import inspect
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -196,6 +197,11 @@ def sharpness_probe(tol: float = 1e-4, max_matvecs: int = 192) -> Probe:
     )
 
 
+def _curvature_probe(name: str) -> Callable[[], Probe]:
+    """Build a probe of `curvature_probes`, which is imported when it is first asked for: it imports this module."""
+    return lambda: getattr(importlib.import_module("lossland.sweeps.curvature_probes"), name)()
+
+
 BUILT_IN: dict[str, Callable[[], Probe]] = {
     "loss": loss_probe,
     "batch_loss": batch_loss_probe,
@@ -203,6 +209,9 @@ BUILT_IN: dict[str, Callable[[], Probe]] = {
     "gradient_norm": gradient_norm_probe,
     "gradient_curvature": gradient_curvature_probe,
     "sharpness": sharpness_probe,
+    "lowest_eigenvalue": _curvature_probe("lowest_eigenvalue"),
+    "preconditioned_sharpness": _curvature_probe("preconditioned_sharpness"),
+    "trace": _curvature_probe("trace"),
 }
 
 

@@ -69,6 +69,13 @@ def relu_cross_entropy():
     return Case(_layers(rng, (4, 10, 8, 3)), _network(jax.nn.relu), cross_entropy, (x, labels))
 
 
+def tanh_cross_entropy():
+    rng = np.random.default_rng(7)
+    labels = rng.integers(0, 4, 30)
+    x = rng.normal(size=(30, 6)) + labels[:, None]
+    return Case(_layers(rng, (6, 9, 4)), _network(jnp.tanh), cross_entropy, (x, labels))
+
+
 def convolutional():
     rng = np.random.default_rng(2)
     labels = rng.integers(0, 3, 20)
@@ -144,6 +151,7 @@ CASES = {
     for function in (
         tanh_mse,
         relu_cross_entropy,
+        tanh_cross_entropy,
         convolutional,
         recurrent,
         deep_linear,

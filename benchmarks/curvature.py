@@ -1,0 +1,274 @@
+"""Top eigenvalues of Hessians: time in units of one gradient, products and error, ours and other tools.
+
+Problems: digits (1797 x 64, scaled to [0, 1]), tanh network, softmax cross-entropy, full batch, 200 steps of gradient
+descent at 0.2. (a) 64-128-64-10, 17,226 parameters; (b) 64-512-512-10, 301,066 parameters; (c) 256 initialisations of
+(a). A gradient at the same point is timed in the same rotation; all times are medians. Tools that are not installed are
+named and left out.
+
+    python -m benchmarks.curvature            # minutes; writes benchmarks/results/curvature.json
+    python -m benchmarks.curvature --fast     # seconds, tiny sizes, writes nothing
+"""
+
+import argparse
+import importlib.util
+import json
+import os
+import platform
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.experimental.sparse.linalg import lobpcg_standard
+from jax.flatten_util import ravel_pytree
+from scipy.sparse.linalg import LinearOperator, eigsh
+from sklearn.datasets import load_digits
+
+from lossland import curvature
+
+RATE = 0.2
+NUM_STEPS = 200
+RESULTS = Path(__file__).parent / "results" / "curvature.json"
+OTHERS = ("matfree", "torch", "curvlinops", "pyhessian", "hessian_eigenthings")
+
+
+def data() -> tuple[np.ndarray, np.ndarray]:
+    images, labels = load_digits(return_X_y=True)
+    return (images / 16).astype(np.float32), labels
+
+
+INPUTS, LABELS = data()
+
+
+def initial(key: jax.Array, sizes: tuple[int, ...]) -> list[dict[str, jax.Array]]:
+    keys = jax.random.split(key, len(sizes) - 1)
+    return [
+        {"w": jax.random.normal(k, (m, n)) / m**0.5, "b": jnp.zeros(n)}
+        for k, m, n in zip(keys, sizes[:-1], sizes[1:], strict=True)
+    ]
+
+
+def objective(params: Any) -> jax.Array:
+    hidden = jnp.asarray(INPUTS, params[0]["w"].dtype)
+    for layer in params[:-1]:
+        hidden = jnp.tanh(hidden @ layer["w"] + layer["b"])
+    logits = hidden @ params[-1]["w"] + params[-1]["b"]
+    chosen = jnp.take_along_axis(logits, LABELS[:, None], axis=1)[:, 0]
+    return jnp.mean(jax.nn.logsumexp(logits, axis=1) - chosen)
+
+
+@jax.jit
+def train(params: Any, num_steps: int) -> Any:
+    def step(_: Any, params: Any) -> Any:
+        return jax.tree.map(lambda p, g: p - RATE * g, params, jax.grad(objective)(params))
+
+    return lax.fori_loop(0, num_steps, step, params)
+
+
+def product_at(params: Any) -> tuple[Callable[[jax.Array], jax.Array], jax.Array]:
+    flat, _ = ravel_pytree(params)
+    return curvature.flatten(curvature.hessian(objective, params), params)[0], flat
+
+
+product = jax.jit(lambda params, vector: product_at(params)[0](vector))
+
+
+def reference(params: Any) -> float:
+    """The top eigenvalue in float64, by an independent solver."""
+    with jax.enable_x64(True):
+        params = jax.tree.map(lambda leaf: jnp.asarray(np.asarray(leaf), jnp.float64), params)
+        return scipy_eigsh(params, tol=1e-10)[0]
+
+
+def scipy_eigsh(params: Any, tol: float = 1e-4) -> tuple[float, int]:
+    flat, _ = ravel_pytree(params)
+    count = 0
+
+    def apply(vector: np.ndarray) -> np.ndarray:
+        nonlocal count
+        count += 1
+        return np.asarray(product(params, jnp.asarray(vector, flat.dtype).reshape(-1)))
+
+    operator: Any = LinearOperator((flat.size, flat.size), matvec=apply, dtype=np.dtype(flat.dtype))
+    start = np.random.default_rng(0).normal(size=flat.size).astype(flat.dtype)
+    return float(eigsh(operator, k=1, which="LA", tol=tol, v0=start, return_eigenvectors=False)[0]), count
+
+
+def top(k: int) -> Callable[[Any], tuple[jax.Array, jax.Array, jax.Array]]:
+    def solve(params: Any) -> tuple[jax.Array, jax.Array, jax.Array]:
+        pairs = curvature.top_eigenpairs(curvature.hessian(objective, params), like=params, k=k)
+        return pairs.values[0], pairs.num_matvecs, jnp.all(pairs.converged)
+
+    return solve
+
+
+def warm(params: Any, start: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+    pair = curvature.top_eigenpair(product_at(params)[0], start)
+    return pair.value, pair.num_matvecs, pair.converged, pair.next_start
+
+
+def lobpcg(params: Any) -> tuple[jax.Array, jax.Array]:
+    matvec, flat = product_at(params)
+    start = jax.random.normal(jax.random.key(0), (flat.size, 1))
+    values, _, iterations = lobpcg_standard(jax.vmap(matvec, in_axes=1, out_axes=1), start)
+    return values[0], iterations
+
+
+def matfree_steps(num_steps: int) -> Callable[[Any], tuple[jax.Array, jax.Array]]:
+    from matfree import decomp, eig
+
+    solve = eig.eigh_partial(decomp.tridiag_sym(num_steps))
+
+    def run(params: Any) -> tuple[jax.Array, jax.Array]:
+        matvec, flat = product_at(params)
+        values, _ = solve(matvec, jax.random.normal(jax.random.key(0), flat.shape))
+        return jnp.max(values), jnp.asarray(num_steps)
+
+    return run
+
+
+def medians(functions: dict[str, Callable[[], Any]], repeats: int) -> tuple[dict[str, float], dict[str, Any]]:
+    """Median seconds of each function, all run in rotation, and what they returned."""
+    results = {name: jax.block_until_ready(function()) for name, function in functions.items()}
+    times: dict[str, list[float]] = {name: [] for name in functions}
+    for _ in range(repeats):
+        for name, function in functions.items():
+            start = time.perf_counter()
+            jax.block_until_ready(function())
+            times[name].append(time.perf_counter() - start)
+    return {name: float(np.median(values)) for name, values in times.items()}, results
+
+
+def one_run(sizes: tuple[int, ...], num_steps: int, repeats: int) -> dict[str, Any]:
+    """Rows of one problem after `num_steps` steps: ms, products, gradients, relative error, flag where there is one."""
+    start = initial(jax.random.key(0), sizes)
+    params = train(start, num_steps)
+    solve_warm = jax.jit(warm)
+    flat, _ = ravel_pytree(params)
+    random = jax.random.normal(jax.random.key(1), flat.shape)
+    before = {gap: solve_warm(train(start, num_steps - gap), random)[3] for gap in (5, 10)}
+    gradient, step = jax.jit(jax.grad(objective)), jax.jit(lambda params: train(params, 1))
+    num_products = 16
+
+    @jax.jit
+    def products(params: Any) -> jax.Array:
+        matvec, flat = product_at(params)
+        return lax.fori_loop(0, num_products, lambda _, vector: 0.1 * matvec(vector), flat)
+
+    functions: dict[str, Callable[[], Any]] = {"gradient": lambda: gradient(params), "step": lambda: step(params)}
+    functions["products"] = lambda: products(params)
+    compiled = {
+        "ours cold": jax.jit(top(1)),
+        "ours top 5": jax.jit(top(5)),
+        "lobpcg_standard (iterations)": jax.jit(lobpcg),
+    }
+    if importlib.util.find_spec("matfree"):
+        compiled["matfree 16"] = jax.jit(matfree_steps(16))
+    compile_seconds = {}
+    for name, function in compiled.items():
+        begin = time.perf_counter()
+        function.lower(params).compile()
+        compile_seconds[name] = time.perf_counter() - begin
+        functions[name] = lambda function=function: function(params)
+    for gap, vector in before.items():
+        functions[f"ours warm, {gap} steps"] = lambda vector=vector: solve_warm(params, vector)
+    functions["scipy eigsh"] = lambda: scipy_eigsh(params)
+    seconds, results = medians(functions, repeats)
+    exact, gradient_seconds = reference(params), seconds["gradient"]
+    rows = {}
+    for name, result in results.items():
+        if name in ("gradient", "step", "products"):
+            continue
+        value, count, *flags = result
+        rows[name] = {
+            "ms": 1e3 * seconds[name],
+            "products": int(count),
+            "gradients": seconds[name] / gradient_seconds,
+            "overhead_over_products": seconds[name] / (int(count) * seconds["products"] / num_products) - 1,
+            "relative_error": abs(float(value) - exact) / abs(exact),
+        } | ({"converged": bool(flags[0])} if flags else {})
+        if name in compile_seconds:
+            rows[name]["compile_seconds"] = compile_seconds[name]
+    return {
+        "parameters": int(flat.size),
+        "exact": exact,
+        "gradient_ms": 1e3 * gradient_seconds,
+        "product_in_gradients": seconds["products"] / num_products / gradient_seconds,
+        "every_10_steps_over_training": {
+            "cold": seconds["ours cold"] / (10 * seconds["step"]),
+            "warm": seconds["ours warm, 10 steps"] / (10 * seconds["step"]),
+        },
+        "rows": rows,
+    }
+
+
+def many_runs(sizes: tuple[int, ...], num_runs: int, num_steps: int, num_checked: int) -> dict[str, Any]:
+    """Seconds for the top eigenvalue of all initialisations, once trained, and the largest error of some of them."""
+    starts = jax.vmap(lambda key: initial(key, sizes))(jax.random.split(jax.random.key(0), num_runs))
+    runs = jax.jit(lambda starts: lax.map(lambda params: train(params, num_steps), starts))(starts)
+
+    def run(index: int) -> Any:
+        return jax.tree.map(lambda leaf: leaf[index], runs)
+
+    checked = np.linspace(0, num_runs - 1, num_checked).astype(int)
+    exact = np.asarray([reference(run(index)) for index in checked])
+    mapped = {"ours, mapped": jax.jit(lambda runs: lax.map(top(1), runs))}
+    if importlib.util.find_spec("matfree"):
+        mapped["matfree 16, vmapped"] = jax.jit(lambda runs: lax.map(matfree_steps(16), runs, batch_size=num_runs))
+        mapped["matfree 16, mapped"] = jax.jit(lambda runs: lax.map(matfree_steps(16), runs))
+    functions: dict[str, Callable[[], Any]] = {
+        name: lambda function=function: function(runs)[:2] for name, function in mapped.items()
+    }
+    functions["scipy eigsh in a loop"] = lambda: tuple(
+        np.asarray(part) for part in zip(*(scipy_eigsh(run(index)) for index in range(num_runs)), strict=True)
+    )
+    seconds, results = medians(functions, 1)
+    return {
+        name: {
+            "seconds": seconds[name],
+            "mean_products": float(np.mean(counts)),
+            "largest_relative_error": float(np.max(np.abs(np.asarray(values)[checked] - exact) / np.abs(exact))),
+        }
+        for name, (values, counts) in results.items()
+    }
+
+
+def measure(fast: bool, save: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
+    """All rows, saved problem by problem; tiny sizes where `fast`."""
+    sizes = {"a": (64, 128, 64, 10), "b": (64, 512, 512, 10)}
+    num_steps, num_runs, repeats = NUM_STEPS, 256, 5
+    if fast:
+        sizes, num_steps, num_runs, repeats = {"a": (64, 8, 10)}, 20, 4, 1
+    report: dict[str, Any] = {
+        "machine": f"{os.cpu_count()}-core CPU, {platform.machine()}, jax {jax.__version__}, shared with other work",
+        "not_installed": [name for name in OTHERS if importlib.util.find_spec(name) is None],
+    }
+    for name, widths in sizes.items():
+        report[name] = one_run(widths, num_steps, repeats)
+        save(report)
+    report["c"] = many_runs(sizes["a"], num_runs, num_steps, num_checked=min(num_runs, 16))
+    save(report)
+    return report
+
+
+def main(arguments: list[str] | None = None) -> dict[str, Any]:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--fast", action="store_true", help="tiny sizes; writes nothing")
+    fast = parser.parse_args(arguments).fast
+
+    def save(report: dict[str, Any]) -> None:
+        if not fast:
+            RESULTS.parent.mkdir(exist_ok=True)
+            RESULTS.write_text(json.dumps(report, indent=2) + "\n")
+
+    report = measure(fast, save)
+    print(json.dumps(report, indent=2))
+    return report
+
+
+if __name__ == "__main__":
+    main()

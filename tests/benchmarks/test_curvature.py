@@ -1,0 +1,15 @@
+"""The benchmark of curvature runs, with tiny sizes."""
+
+import pytest
+
+
+@pytest.mark.slow
+def test_fast_report_has_its_rows():
+    pytest.importorskip("sklearn")
+    from benchmarks import curvature
+
+    report = curvature.main(["--fast"])
+    for name in ("ours cold", "ours top 5", "ours warm, 5 steps"):
+        assert report["a"]["rows"][name]["converged"]
+        assert report["a"]["rows"][name]["relative_error"] < 1e-5
+    assert report["c"]["ours, mapped"]["largest_relative_error"] < 1e-5
