@@ -1,4 +1,4 @@
-"""The command line: `lossland map`, `lossland reproduce`, `lossland status`, `lossland doctor`."""
+"""The command line: `lossland map`, `plan`, `reproduce`, `status`, `verify`, `doctor`."""
 
 from __future__ import annotations
 
@@ -18,11 +18,8 @@ Values = tuple[str, ...]
 
 
 @dataclass(frozen=True)
-class Map:
-    """Train a problem over learning rates and seeds, measure its sharpness, and draw where training is stable.
-
-    Values are written as numbers (0.1 0.3 1), or as LOW:HIGH:COUNT for COUNT values evenly spaced on a log scale.
-    """
+class _Training:
+    """What `map` and `plan` have in common."""
 
     problem: tyro.conf.Positional[str]
     """One of the bundled problems (listed below)."""
@@ -45,8 +42,21 @@ class Map:
     """Optimizer steps per run."""
     every: int | None = None
     """Record every so many steps. Default: 40 records."""
-    dtype: Literal["float32", "float64"] = "float32"
+    dtype: Literal["float32", "float64", "bfloat16"] = "float32"
     """Precision of parameters and data."""
+    batch_size: int | None = None
+    """Examples per step, in shuffled epochs with the ragged last batch kept. Default: the full data."""
+    lane_width: int | None = None
+    """How many runs one kernel advances together: bits depend on it. Default: a rule; `lossland plan` times others."""
+
+
+@dataclass(frozen=True)
+class Map(_Training):
+    """Train a problem over learning rates and seeds, measure its sharpness, and draw where training is stable.
+
+    Values are written as numbers (0.1 0.3 1), or as LOW:HIGH:COUNT for COUNT values evenly spaced on a log scale.
+    """
+
     out: Path | None = None
     """Folder for the runs and figures; the same command again resumes it. Default: runs/PROBLEM."""
     part: str | None = None
@@ -59,6 +69,16 @@ class Map:
         from lossland.mapping import map_problem
 
         return map_problem(self.problem, **{name: value for name, value in vars(self).items() if name != "problem"})
+
+
+@dataclass(frozen=True)
+class Plan(_Training):
+    """Say what `lossland map` with the same options would take: lane widths timed, memory, tiles, disk, time."""
+
+    def __call__(self) -> int:
+        from lossland.mapping import plan_problem
+
+        return plan_problem(self.problem, **{name: value for name, value in vars(self).items() if name != "problem"})
 
 
 @dataclass(frozen=True)
@@ -105,6 +125,24 @@ class Status:
 
 
 @dataclass(frozen=True)
+class Verify:
+    """Check every file of a folder of runs against its checksums, and compute some tiles again, comparing bits.
+
+    Exits with 1 if something is damaged. Nothing is changed; the command that made the folder mends it.
+    """
+
+    folder: tyro.conf.Positional[Path]
+    """Folder that `lossland map` or ll.run(..., out=...) wrote."""
+    rerun: int = 0
+    """Compute so many tiles again, chosen at random (folders that `lossland map` wrote)."""
+
+    def __call__(self) -> int:
+        from lossland.mapping import verify_folder
+
+        return verify_folder(self.folder, self.rerun)
+
+
+@dataclass(frozen=True)
 class Doctor:
     """Say which versions and devices lossland would use here."""
 
@@ -130,8 +168,10 @@ class Doctor:
 
 Command = Union[  # noqa: UP007 - tyro reads the names from the annotations
     Annotated[Map, tyro.conf.subcommand("map", prefix_name=False)],
+    Annotated[Plan, tyro.conf.subcommand("plan", prefix_name=False)],
     Annotated[Reproduce, tyro.conf.subcommand("reproduce", prefix_name=False)],
     Annotated[Status, tyro.conf.subcommand("status", prefix_name=False)],
+    Annotated[Verify, tyro.conf.subcommand("verify", prefix_name=False)],
     Annotated[Doctor, tyro.conf.subcommand("doctor", prefix_name=False)],
 ]
 

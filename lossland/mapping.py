@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +19,10 @@ from lossland import figures, problems, strict_json
 from lossland.optimizers import Optimizer
 from lossland.problems.problem import Problem
 from lossland.stability.maps import OUTCOMES, critical_learning_rate, median_over_seeds, stability_map
+from lossland.sweeps import verification
 from lossland.sweeps.execution import run
 from lossland.sweeps.lazy import load
+from lossland.sweeps.planning import plan
 from lossland.sweeps.store import in_free_folder
 from lossland.sweeps.sweep import Outcome, Sweep
 from lossland.sweeps.trajectories import sweep_of
@@ -28,13 +32,25 @@ NUM_RECORDS = 40
 BELOW, ABOVE = 10.0, 100.0
 """A default grid of learning rates runs from this many times below the predicted one to this many times above it: a
 catapult survives rates far above 2 / sharpness."""
+PROBES = ("loss", "gradient_norm", "sharpness")
+COMMAND = "command"
+"""Attribute that keeps what `lossland map` was asked for, so that its runs can be computed again."""
 CONNECT_SECONDS = 10
 """Seconds to wait for a scheduler."""
 ADAPTIVE_RATES = (1e-4, 1.0)
 """Default range for optimizers whose stability is not read from the plain Hessian."""
 
 
-def map_problem(
+@dataclass(frozen=True)
+class Asked:
+    """What the command line asks for, made ready: `run(problem, optimizer, sweep, PROBES)`."""
+
+    problem: Problem
+    optimizer: Optimizer
+    sweep: Sweep
+
+
+def ask(
     name: str,
     *,
     learning_rate: Sequence[str] = (),
@@ -46,14 +62,13 @@ def map_problem(
     steps: int = 400,
     every: int | None = None,
     dtype: Any = "float32",
-    out: Path | None = None,
-    part: str | None = None,
-    dask: str | None = None,
-) -> int:
-    """Run the main job and print its summary; arguments as `lossland map --help` describes them. Returns the exit code.
+    batch_size: int | None = None,
+    lane_width: int | None = None,
+) -> Asked:
+    """Build problem, optimizer and sweep from words; arguments as `lossland map --help` describes them.
 
     Raises:
-        ValueError: naming the argument that is wrong, before anything is trained.
+        ValueError: naming the argument that is wrong.
     """
     factory = optimizer_named(optimizer)
     fixed = {key: _number(f"--fix {key}", text) for key, text in map(_assignment, fix)}
@@ -62,18 +77,46 @@ def map_problem(
     if len(axes) > 1 or "learning_rate" in axes:
         raise ValueError(f"--axis: a map has the learning rate and at most one other axis, got {', '.join(axes)}")
     rates = parse_values("learning_rate", learning_rate) if learning_rate else predicted_rates(problem, factory)
-    sweep = Sweep({"learning_rate": rates, **axes}, seeds, steps, every or max(1, steps // NUM_RECORDS), dtype)
+    every = every or max(1, steps // NUM_RECORDS)
+    sweep = Sweep(
+        {"learning_rate": rates, **axes}, seeds, steps, every, dtype, lane_width=lane_width, batch_size=batch_size
+    )
+    return Asked(problem, factory, sweep)
+
+
+def map_problem(
+    name: str, *, out: Path | None = None, part: str | None = None, dask: str | None = None, **options: Any
+) -> int:
+    """Run the main job and print its summary; arguments as `lossland map --help` describes them. Returns the exit code.
+
+    Raises:
+        ValueError: naming the argument that is wrong, before anything is trained.
+    """
+    asked = ask(name, **options)
+    sweep = asked.sweep
     folder = Path("runs") / name if out is None else out
     own_part = None if part is None else _part(part)
     print(
-        f"{name}: {' × '.join(f'{len(v)} {k}' for k, v in sweep.axes.items())} × {seeds} seeds × {steps} steps",
+        f"{name}: {' × '.join(f'{len(v)} {k}' for k, v in sweep.axes.items())} × {len(sweep.seeds)} seeds × "
+        f"{sweep.num_steps} steps",
         flush=True,
     )
     began = time.perf_counter()
+    command = strict_json.dumps(
+        {"name": name, **options, "learning_rate": [str(r) for r in sweep.axes["learning_rate"]]}
+    )
 
     def train(place: Path) -> xr.Dataset:
-        probes = ["loss", "gradient_norm", "sharpness"]
-        return run(problem, factory, sweep, probes, place, executor=executor, part=own_part)
+        return run(
+            asked.problem,
+            asked.optimizer,
+            sweep,
+            PROBES,
+            place,
+            executor=executor,
+            part=own_part,
+            attributes={COMMAND: command},
+        )
 
     with dask_executor(dask) as executor:
         runs, folder = in_free_folder(train, folder) if out is None else (train(folder), folder)
@@ -89,6 +132,37 @@ def map_problem(
     (folder / "summary.json").write_text(strict_json.dumps(report) + "\n")
     print("figures " + ", ".join(str(path) for path in paths))
     return 0
+
+
+def plan_problem(name: str, **options: Any) -> int:
+    """Print what `map_problem` would cost with the same options. Returns the exit code."""
+    asked = ask(name, **options)
+    print(plan(asked.problem, asked.optimizer, asked.sweep, PROBES))
+    return 0
+
+
+def verify_folder(folder: Path, num_tiles: int) -> int:
+    """Check every file of a folder, compute some tiles again, and print what was found; 1 if something is damaged.
+
+    Raises:
+        ValueError: if the folder holds no sweep, or one to be computed again that `lossland map` did not make.
+    """
+    findings = verification.verify(folder)
+    print(f"{folder}:\n{verification.describe(findings)}")
+    if num_tiles:
+        command = load(folder).attrs.get(COMMAND)
+        if command is None:
+            raise ValueError(
+                f"--rerun: {folder} was not made by `lossland map`; call lossland.sweeps.verification.rerun with the "
+                "problem, optimizer and probes it was made with"
+            )
+        options = json.loads(command)
+        asked = ask(options.pop("name"), **options)
+        again = verification.rerun(folder, asked.problem, asked.optimizer, PROBES, num_tiles)
+        for finding in again:
+            print(f"{finding.path.name}: {finding.detail}")
+        findings += again
+    return 0 if verification.is_sound(findings) else 1
 
 
 @contextlib.contextmanager

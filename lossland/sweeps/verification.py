@@ -26,7 +26,7 @@ MEANINGS: dict[Kind, str] = {
     "damaged": "set aside and computed again by the same call",
     "set aside": "was damaged, and kept",
     "left over": "of a writer that was killed, or is writing now",
-    "unknown": "not a file of this sweep; left alone",
+    "unknown": "no tile or checkpoint (figures, summaries); left alone",
 }
 
 
@@ -112,7 +112,7 @@ def describe(findings: list[Finding]) -> str:
     counts = Counter(finding.kind for finding in findings)
     lines = [f"  {kind:<10} {counts[kind]:>8}  {meaning}" for kind, meaning in MEANINGS.items() if counts[kind]]
     for finding in findings:
-        if finding.kind not in ("ok", "missing"):
+        if finding.kind not in ("ok", "missing", "unknown"):
             lines.append(f"{finding.kind}: {finding.path.name}{finding.detail and f' ({finding.detail})'}")
     return "\n".join(lines)
 
