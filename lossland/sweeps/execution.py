@@ -20,9 +20,10 @@ import xarray as xr
 from lossland.optimizers import as_optimizer
 from lossland.problems.problem import Problem
 from lossland.sweeps import remote
-from lossland.sweeps.job import Job, Snapshot, axis_owners, here
+from lossland.sweeps.job import Job, axis_owners, here
 from lossland.sweeps.plan import Device, default_lane_width, make_plan
 from lossland.sweeps.probes import as_probes
+from lossland.sweeps.programs import Snapshot
 from lossland.sweeps.progress import Progress, ProgressCallback
 from lossland.sweeps.store import DamagedTileError, Store
 from lossland.sweeps.sweep import Sweep

@@ -105,7 +105,7 @@ def test_segments_between_records(every, tmp_path, monkeypatch):
     sweep = ll.Sweep({"learning_rate": [0.01, 3.0]}, 3, 400, every, lane_width=1)
     whole = ll.run(problem_named("cubic"), optax.sgd, sweep, ["loss", "gradient_norm"])
     steps = iter(np.random.default_rng(every).integers(1, 40, 10_000))
-    monkeypatch.setattr("lossland.sweeps.job.segment_length", lambda *given: int(next(steps)))
+    monkeypatch.setattr("lossland.sweeps.programs.segment_length", lambda *given: int(next(steps)))
     cut = ll.run(problem_named("cubic"), optax.sgd, sweep, ["loss", "gradient_norm"], tmp_path / "runs")
     xr.testing.assert_equal(cut.load(), whole)
 
