@@ -167,7 +167,7 @@ def verify_folder(folder: Path, num_tiles: int) -> int:
 
 @contextlib.contextmanager
 def dask_executor(address: str | None) -> Iterator[Executor | None]:
-    """Connect to a Dask scheduler, and leave it as it was afterwards; None without an address.
+    """Connect to a Dask scheduler, and disconnect afterwards; None without an address.
 
     Raises:
         ValueError: if there is no scheduler, or `distributed` is not installed.
@@ -246,6 +246,7 @@ def predicted_rates(problem: Problem, optimizer: Optimizer, num_seeds: int = 4) 
         Sweep({"learning_rate": [1e-3]}, num_seeds, num_steps=1, every=1),
         ["loss", "sharpness"],
         progress=False,
+        part=(0, 1),  # the whole of it, in each of several processes
     )
     if "relative_sharpness" not in first or not np.isfinite(first["threshold"]).all():
         low, high = ADAPTIVE_RATES

@@ -25,6 +25,8 @@ from lossland.sweeps.store import Store
 
 IN_FLIGHT = 1024
 """Tasks handed to an executor at once."""
+FIRST = 64
+"""As many of one tile each until the first is back, and it is known how long a tile takes."""
 TASK_SECONDS = 2.0
 """A task takes as many tiles as fill this time, by the tiles that came back: sending one costs milliseconds."""
 ATTEMPTS = 10
@@ -111,7 +113,7 @@ def compute(
     num_back, seconds = 0, 0.0
     try:
         while True:
-            while todo and len(pending) < IN_FLIGHT and not stop.is_set():
+            while todo and len(pending) < (IN_FLIGHT if num_back else min(FIRST, IN_FLIGHT)) and not stop.is_set():
                 count = max(1, int(TASK_SECONDS * num_back / seconds)) if seconds else 1
                 tiles = [todo.pop() for _ in range(min(count, len(todo)))]
                 try:

@@ -268,13 +268,15 @@ class TestTasks:
 
 
 PARTS = """
-import sys, jax
+import sys
+import jax
 count, own, out, port = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3], int(sys.argv[4])
 if port:
     jax.distributed.initialize(f"localhost:{port}", num_processes=count, process_id=own)
+import lossland as ll
 from tests.sweeps.test_executors import train
 runs = train(out, part=None if port else (own, count))
-print(jax.process_count(), len(jax.local_devices()), int((runs["status"] == 0).sum()))
+print(jax.process_count(), len(jax.local_devices()), int((runs["status"] == ll.Outcome.not_run).sum()))
 """
 
 
@@ -288,6 +290,7 @@ class TestParts:
         pair = [started(PARTS, 2, own, tmp_path / "runs", port) for own in range(2)]
         words = [ended(process).split() for process in pair]
         assert [word[-3] for word in words] == ["2" if multi_controller else "1"] * 2
+        assert max(int(word[-1]) for word in words) > 0, "each did its own part alone"
         assert_same_bits(ll.load(tmp_path / "runs"), alone())
 
     def test_parts_are_disjoint_and_complete(self, tmp_path):
