@@ -224,6 +224,15 @@ class TestFailures:
             with pytest.raises(remote.ExecutorError, match="KilledWorker"):
                 train(executor=executor)
 
+    @pytest.mark.skipif(not hasattr(signal, "SIGUSR1"), reason="a signal of POSIX systems")
+    def test_a_request_to_stop_is_heard(self, tmp_path):
+        with ThreadPoolExecutor(1) as executor:
+            with pytest.raises(SystemExit) as stopped:
+                train(tmp_path, executor=executor, progress=lambda *counts: signal.raise_signal(signal.SIGUSR1))
+            assert stopped.value.code == 75
+            assert 0 < (ll.load(tmp_path)["status"] != ll.Outcome.not_run).sum() < 320
+            assert_same_bits(train(tmp_path, executor=executor), alone())
+
     def test_forked_processes_are_refused(self):
         with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("fork")) as executor:
             with pytest.raises(ValueError, match="get_context\\('spawn'\\)"):
@@ -311,6 +320,7 @@ MAP = ["map", "linear_regression", "--learning-rate", "0.003:0.02:3", "--seeds",
 
 
 class TestCommandLine:
+    @pytest.mark.slow
     def test_one_part_here_and_one_on_dask(self, tmp_path, capsys, cluster):
         command = [*MAP, "--out", str(tmp_path)]
         assert main([*command, "--part", "0/2"]) == 0
