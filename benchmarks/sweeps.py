@@ -242,6 +242,54 @@ def measure(work: Work, rounds: int) -> dict[str, Any]:
     }
 
 
+def scaling(fast: bool, rounds: int) -> list[dict[str, float]]:
+    """Cost per run of case 1, from 64 runs to 65,536."""
+    work = works(False)[0]
+    found = []
+    for count in (64, 512) if fast else (64, 512, 4096, 65536):
+        seeds = min(count, 1024)
+        sweep = ll.Sweep({"learning_rate": np.geomspace(1e-5, 1e-3, count // seeds)}, seeds, work.num_steps, 100)
+        call = functools.partial(ll.run, work.problem, work.optimizer, sweep, progress=False)
+        call()
+        times = [seconds(call) for _ in range(rounds)]
+        took = statistics.median(times)
+        found.append({"runs": count, "seconds": took, "microseconds_per_run": 1e6 * took / count})
+    return found
+
+
+def early_stop(fast: bool, rounds: int) -> dict[str, float]:
+    """Wall time on a grid sorted by learning rate where most runs die, over that where none does, and over the share of
+    run-steps that were alive."""
+    work = works(False)[0]
+    steps = 2_000 if fast else 50_000
+    critical = 2 / 288.5
+    calm, wild = (
+        ll.Sweep({"learning_rate": critical * np.linspace(*ends, 64)}, 64, steps, steps)
+        for ends in ((0.5, 0.9), (0.5, 1.5))
+    )
+    call = functools.partial(ll.run, work.problem, work.optimizer, progress=False)
+    times: dict[str, list[float]] = {"calm": [], "wild": []}
+    alive = 1.0
+    for _ in range(rounds + 1):
+        times["calm"].append(seconds(functools.partial(call, calm)))
+        began = time.perf_counter()
+        runs = call(wild)
+        times["wild"].append(time.perf_counter() - began)
+        alive = float(runs["steps_done"].mean()) / steps
+    ratio = statistics.median(times["wild"][1:]) / statistics.median(times["calm"][1:])
+    return {"time_over_calm": ratio, "share_of_run_steps_alive": alive, "over_share": ratio / alive}
+
+
+def tiny(rounds: int) -> float:
+    """Seconds of a sweep of one run of ten steps, once compiled."""
+    work = works(False)[0]
+    call = functools.partial(
+        ll.run, work.problem, work.optimizer, ll.Sweep({"learning_rate": [1e-3]}, 1, 10, 10), progress=False
+    )
+    call()
+    return statistics.median([seconds(call) for _ in range(rounds)])
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Print the table, write JSON if asked."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -265,9 +313,18 @@ def main(arguments: list[str] | None = None) -> int:
         if row["fraction_of_peak"]:
             print(f"  {row['fraction_of_peak']:.0%} of the matrix-product peak")
         sys.stdout.flush()
+    rounds = 1 if options.fast else options.rounds
+    more: dict[str, Any] = {}
+    if not options.only:
+        more = {"scaling": scaling(options.fast, rounds), "early_stop": early_stop(options.fast, rounds)}
+        more["tiny_seconds"] = tiny(rounds)
+        for row in more["scaling"]:
+            print(f"{row['runs']:>6} runs of T1: {row['seconds']:.4f} s, {row['microseconds_per_run']:.2f} us per run")
+        print("early stop: " + ", ".join(f"{name} {value:.3f}" for name, value in more["early_stop"].items()))
+        print(f"one run of ten steps: {more['tiny_seconds']:.4f} s")
     if options.json:
         machine = {"cores": os.cpu_count(), "python": platform.python_version(), "jax": jax.__version__}
-        options.json.write_text(json.dumps({"machine": machine, "rows": rows}, indent=1) + "\n")
+        options.json.write_text(json.dumps({"machine": machine, "rows": rows, **more}, indent=1) + "\n")
     return 0
 
 

@@ -23,3 +23,9 @@ def compilations():
     jax.monitoring.register_event_duration_secs_listener(listen)
     yield events
     jax.monitoring.unregister_event_duration_listener(listen)
+
+
+def pytest_collection_modifyitems(items):
+    """Files with long tests first, so that no process is left with one at the end."""
+    long = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in long)

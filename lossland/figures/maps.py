@@ -56,8 +56,8 @@ def plot_stability_map(ax: Axes, runs: xr.Dataset) -> None:
     owns the cell around it. Above stand, row by row, the learning rates at which training changes: predicted
     (sharpness at step 0 equals the threshold: 2/sharpness for gradient descent; the catapult bound 4/sharpness) and
     measured (a step raises the loss; divergence), each with median and interval over seeds, its median carried down
-    through the map. Two axes: the fraction that diverges as a heat map, light to dark, with the same boundaries as
-    lines; the measured divergence is the heat itself. Points that were not run are hatched.
+    through the map. Two axes: the fraction that diverges (that rises, where none does) as a heat map, light to dark,
+    with the same boundaries as lines; the measured divergence is the heat itself. Points that were not run are hatched.
 
     Args:
         ax: where to draw; rows and labels stand outside its frame, above and to the right.
@@ -259,7 +259,9 @@ def _plot_plane(ax: Axes, fractions: xr.Dataset, found: xr.Dataset, x: str, y: s
         scale_axis(ax, which, edges[name][0], edges[name][-1], log)
     ax.set_xlabel(name_with_units(fractions[x]), fontsize=style.TEXT)
     ax.set_ylabel(name_with_units(fractions[y]), fontsize=style.TEXT)
-    heat = fractions["diverges"].transpose(y, x).values
+    heat, shaded = fractions["diverges"].transpose(y, x).values, "fraction of seeds that diverge"
+    if not (heat > 0).any():  # a plane of one colour would say nothing
+        heat, shaded = 1 - fractions["never_rises"].transpose(y, x).values, "fraction of seeds whose loss rises"
     keys: list[tuple[Artist, str]] = []
     if np.isnan(heat).any():
         ax.add_patch(Rectangle((0, 0), 1, 1, transform=ax.transAxes, linewidth=0, zorder=0, label="not run", **MISSING))
@@ -269,7 +271,7 @@ def _plot_plane(ax: Axes, fractions: xr.Dataset, found: xr.Dataset, x: str, y: s
     figure = ax.get_figure(root=True)
     assert figure is not None
     bar = figure.colorbar(mesh, ax=ax, aspect=28, pad=0.02, ticks=[0, 0.5, 1])
-    bar.set_label("fraction of seeds that diverge", fontsize=style.TEXT)
+    bar.set_label(shaded, fontsize=style.TEXT)
     bar.ax.tick_params(labelsize=style.TEXT, width=0.6, length=3)
     for name in ("predicted", "catapult_bound", "rises"):
         if name not in found["boundary"]:

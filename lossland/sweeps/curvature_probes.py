@@ -234,7 +234,7 @@ def next_preconditioner(optimizer: Optimizer, state: State, objective: Callable[
             Adam, AMSGrad, RMSprop and Adagrad; where its arguments (b2, eps, ...) cannot be read from its factory; or
             where its own update is not inversely proportional to P (trust ratios, Adamax, RAdam).
     """
-    gradient = getattr(state, "batch_gradient", state.gradient)
+    gradient = state.gradient if state.batch_gradient is None else state.batch_gradient
     _check_rule(optimizer)
     _, advanced = optimizer.update(
         gradient, state.opt_state, state.params, value=state.loss, grad=gradient, value_fn=objective

@@ -33,10 +33,10 @@ class State(NamedTuple):
     opt_state: Any
     loss: jax.Array
     gradient: Any
-    batch_loss: jax.Array
-    batch_gradient: Any
-    model_state: Any
-    epoch_mean_loss: jax.Array
+    batch_loss: Any = None
+    batch_gradient: Any = None
+    model_state: Any = ()
+    epoch_mean_loss: Any = None
 
 
 Lane = Callable[[jax.Array], jax.Array]

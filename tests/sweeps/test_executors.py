@@ -96,7 +96,7 @@ def cluster():
     """Two worker processes of Dask."""
     distributed = pytest.importorskip("distributed")
     with (
-        distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster,
+        distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=":0") as cluster,
         distributed.Client(cluster, set_as_default=False) as client,
     ):
         yield client
@@ -154,7 +154,7 @@ class TestBits:
                     process.kill()
                 add_workers(cluster.scheduler_address)
 
-        with distributed.LocalCluster(n_workers=0, dashboard_address=None) as cluster:
+        with distributed.LocalCluster(n_workers=0, dashboard_address=":0") as cluster:
             try:
                 with distributed.Client(cluster, set_as_default=False) as client:
                     add_workers(cluster.scheduler_address)

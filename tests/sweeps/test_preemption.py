@@ -41,14 +41,20 @@ def deadly(*paths):
         os.kill(os.getpid(), signal.SIGKILL)
 
 os.replace = deadly
-sweep = ll.Sweep({{"learning_rate": {RATES}}}, **{FIELDS})
-runs = ll.run(problem_named("cubic"), optax.adam, sweep, ["loss", "sharpness"], sys.argv[1], checkpoint_seconds=0.05)
+fields = {{**{FIELDS}, "num_steps": int(sys.argv[3])}}
+sweep = ll.Sweep({{"learning_rate": {RATES}}}, **fields)
+probes = ["loss", "gradient_norm"]
+ll.run(problem_named("cubic"), optax.adam, sweep, probes, sys.argv[1], checkpoint_seconds=0.05)
 """
 
 
-def sweep_here(out=None, **options):
-    sweep = ll.Sweep({"learning_rate": RATES}, **FIELDS)
-    return ll.run(problem_named("cubic"), optax.adam, sweep, ["loss", "sharpness"], out, **options)
+LONG, STOPPED = 200_000, 60_000
+"""Steps of runs that are to be killed thirty times, and of those that are to be stopped once."""
+
+
+def sweep_here(out=None, num_steps=FIELDS["num_steps"], **options):
+    sweep = ll.Sweep({"learning_rate": RATES}, **{**FIELDS, "num_steps": num_steps})
+    return ll.run(problem_named("cubic"), optax.adam, sweep, ["loss", "gradient_norm"], out, **options)
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +62,7 @@ def undisturbed():
     return sweep_here()
 
 
-def child(out: Path, cache: Path, fatal: int = 0) -> subprocess.Popen:
+def child(out: Path, cache: Path, fatal: int = 0, num_steps: int = LONG) -> subprocess.Popen:
     environment = {
         **os.environ,
         "JAX_COMPILATION_CACHE_DIR": str(cache),
@@ -64,7 +70,7 @@ def child(out: Path, cache: Path, fatal: int = 0) -> subprocess.Popen:
         "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
     }
     with open(cache.with_name("messages"), "w") as messages:
-        command = [sys.executable, "-c", SCRIPT, str(out), str(fatal)]
+        command = [sys.executable, "-c", SCRIPT, str(out), str(fatal), str(num_steps)]
         return subprocess.Popen(command, env=environment, cwd=ROOT, stderr=messages)
 
 
@@ -82,7 +88,8 @@ def steps_saved(out: Path) -> int:
         return 0
     store = Store.open(out)
     places = ll.Sweep.from_json(store.layout["sweep"]).tiles(store.runs_per_tile)
-    total = sum(len(places[tile]) * FIELDS["num_steps"] for tile in store.done())
+    num_steps = ll.Sweep.from_json(store.layout["sweep"]).num_steps
+    total = sum(len(places[tile]) * num_steps for tile in store.done())
     for tile in set(store.checkpoints()) - set(store.done()):
         if saved := store.read_checkpoint(tile):
             total += len(places[tile]) * saved[0]
@@ -111,7 +118,7 @@ def test_segments_between_records(every, tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_thirty_kills_lose_nothing(undisturbed, tmp_path):
+def test_thirty_kills_lose_nothing(tmp_path):
     out, cache = tmp_path / "runs", tmp_path / "cache"
     chance = random.Random(0)
     kills, inside_writes, saved = 0, 0, 0
@@ -133,23 +140,23 @@ def test_thirty_kills_lose_nothing(undisturbed, tmp_path):
         assert now >= saved, "what was saved stays saved"
         saved = now
     assert inside_writes >= 8
-    assert kills >= 15, "the sweep is too short for this test"
-    xr.testing.assert_equal(ll.load(out).load(), undisturbed)
+    assert kills >= 30, "the sweep is too short for this test"
+    xr.testing.assert_equal(ll.load(out).load(), sweep_here(num_steps=LONG))
     print(f"{kills} kills, {inside_writes} inside a write or rename")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
-def test_a_request_to_stop_saves_and_exits_with_75(undisturbed, tmp_path, number):
+def test_a_request_to_stop_saves_and_exits_with_75(tmp_path, number):
     out = tmp_path / "runs"
-    process = child(out, tmp_path / "cache")
+    process = child(out, tmp_path / "cache", num_steps=STOPPED)
     wait_for(lambda: steps_saved(out) > 0, process)
     process.send_signal(number)
     assert process.wait(60) == 75
     assert "the same call goes on" in (tmp_path / "messages").read_text()
     saved = steps_saved(out)
-    assert 0 < saved < 6 * len(RATES) * FIELDS["num_steps"]
-    xr.testing.assert_equal(sweep_here(out).load(), undisturbed)
+    assert 0 < saved < 6 * len(RATES) * STOPPED
+    xr.testing.assert_equal(sweep_here(out, STOPPED).load(), sweep_here(num_steps=STOPPED))
 
 
 def test_signals_are_left_alone_afterwards(tmp_path):
