@@ -28,7 +28,7 @@ class _Training:
     initialisation."""
     axis: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
     """Another axis, NAME=VALUES with commas or LOW:HIGH:COUNT: an argument of the optimizer or of the problem, such as
-    momentum=0,0.9 or scale=0.1:3:16. May be repeated."""
+    momentum=0,0.9 or scale=0.1:3:16. At most one."""
     optimizer: str = "sgd"
     """Any optax optimizer, by name."""
     fix: tyro.conf.UseAppendAction[tuple[str, ...]] = ()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from pathlib import Path
@@ -71,9 +71,10 @@ def ask(
         ValueError: naming the argument that is wrong.
     """
     factory = optimizer_named(optimizer)
-    fixed = {key: _number(f"--fix {key}", text) for key, text in map(_assignment, fix)}
-    problem, factory = _fix(problems.named(name, **dict(map(_option, option))), Optimizer(factory), fixed)
-    axes = {key: parse_values(key, [text]) for key, text in map(_assignment, axis)}
+    fixed = {key: _number(f"--fix {key}", text) for key, text in _once("--fix", map(_assignment, fix)).items()}
+    options = _once("--option", map(_option, option))
+    problem, factory = _fix(problems.named(name, **options), Optimizer(factory), fixed)
+    axes = {key: parse_values(key, [text]) for key, text in _once("--axis", map(_assignment, axis)).items()}
     if len(axes) > 1 or "learning_rate" in axes:
         raise ValueError(f"--axis: a map has the learning rate and at most one other axis, got {', '.join(axes)}")
     rates = parse_values("learning_rate", learning_rate) if learning_rate else predicted_rates(problem, factory)
@@ -324,6 +325,15 @@ def _fix(problem: Problem, optimizer: Optimizer, fixed: dict[str, float]) -> tup
     mine = {key: value for key, value in fixed.items() if key in problem.arguments}
     rest = {key: value for key, value in fixed.items() if key not in mine}
     return (problem.with_arguments(**mine) if mine else problem), optimizer.with_arguments(**rest)
+
+
+def _once(flag: str, pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in found:
+            raise ValueError(f"{flag}: {name} is given twice; values of one name go together, NAME=A,B")
+        found[name] = value
+    return found
 
 
 def _assignment(text: str) -> tuple[str, str]:

@@ -110,3 +110,8 @@ def test_default_rates_surround_the_predicted_one():
     np.testing.assert_allclose(ratios, ratios[0])
     momentum = predicted_rates(named("linear_regression"), Optimizer(optimizer_named("sgd"), momentum=0.9))
     assert momentum[0] >= rates[0]
+
+
+def test_an_axis_given_twice_is_refused(capsys):
+    assert main(["map", "blobs", "--axis", "momentum=0", "--axis", "momentum=0.9"]) == 2
+    assert "momentum is given twice" in capsys.readouterr().err

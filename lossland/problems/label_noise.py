@@ -12,6 +12,9 @@ import numpy as np
 
 from lossland.problems.problem import Params, Problem
 
+LEVELS = 2**24
+"""Whole numbers below this are exact in single precision."""
+
 
 def with_label_noise(problem: Problem, num_classes: int, seed: int = 0) -> Problem:
     """Return the same problem with a hyperparameter `label_noise`, the probability that a label is drawn at random.
@@ -34,12 +37,12 @@ def with_label_noise(problem: Problem, num_classes: int, seed: int = 0) -> Probl
     if labels.min() < 0 or labels.max() >= num_classes:
         raise ValueError(f"num_classes: labels go from {labels.min()} to {labels.max()}, got {num_classes} classes")
     draws = np.random.default_rng(seed)
-    chances = draws.random(len(labels)).astype(np.float32)
+    chances = draws.integers(0, LEVELS, len(labels)).astype(np.int32)  # whole numbers: the same in every precision
     others = draws.integers(0, num_classes, len(labels)).astype(labels.dtype)
 
     def loss(params: Params, batch: Any, *, label_noise: Any = 0.0, **rest: Any) -> jax.Array:
         inputs, (labels, chances, others) = batch
-        return problem.loss(params, (inputs, jnp.where(chances < label_noise, others, labels)), **rest)
+        return problem.loss(params, (inputs, jnp.where(chances < label_noise * LEVELS, others, labels)), **rest)
 
     # What the loss itself takes (its own hyperparameters, a key, a state) goes on being asked for.
     own = inspect.signature(problem.loss)

@@ -152,11 +152,11 @@ class Problem:
             # A rule of differentiation written by hand shows in the gradient's program only.
             evaluation = jax.value_and_grad(self._evaluate)
             for function, inputs in ((self.init, (key,)), (evaluation, (params, batch))):
-                _digest_program(digest, jax.make_jaxpr(function)(*inputs))
+                digest_program(digest, jax.make_jaxpr(function)(*inputs))
             if _requests(self.loss):
                 state = jax.eval_shape(self.init_state, key) if self.init_state else ()
                 training = jax.value_and_grad(self.training_loss, has_aux=True)
-                _digest_program(digest, jax.make_jaxpr(training)(params, batch, key, state))
+                digest_program(digest, jax.make_jaxpr(training)(params, batch, key, state))
 
             def objective(params: Params, batch: Batch, **arguments: Any) -> jax.Array:
                 return self.with_arguments(**arguments)._evaluate(params, batch)
@@ -272,7 +272,8 @@ def _requests(loss: Callable[..., Any]) -> tuple[str, ...]:
     return tuple(p.name for p in parameters if p.kind is p.KEYWORD_ONLY and p.name in REQUESTS)
 
 
-def _digest_program(digest: Any, program: ClosedJaxpr) -> None:
+def digest_program(digest: Any, program: ClosedJaxpr) -> None:
+    """Add a traced program to a hash: its text, and the bytes of every array that it has closed over."""
     # Printed programs carry the memory addresses of helper functions, which differ between processes.
     digest.update(re.sub(r"0x[0-9a-f]+", "", str(program)).encode())
     for constant in _constants(program):
@@ -288,7 +289,7 @@ def _digest_of_open_program(function: Callable[..., Any], inputs: tuple[Any, ...
         return function(*inputs, **arguments)
 
     try:
-        _digest_program(digest, jax.make_jaxpr(opened)(inputs, arguments))
+        digest_program(digest, jax.make_jaxpr(opened)(inputs, arguments))
     except (TypeError, ValueError) as error:  # an argument that is needed as a Python value, hence cannot be swept
         digest.update(type(error).__name__.encode())
     return digest.digest()
@@ -299,6 +300,8 @@ def _constants(program: Any) -> Iterator[Any]:
     if isinstance(program, (ClosedJaxpr, Jaxpr)):  # one and the same type in newer versions of JAX
         yield from getattr(program, "consts", ())
         for equation in getattr(program, "jaxpr", program).eqns:
+            literals = [getattr(variable, "val", None) for variable in equation.invars]
+            yield from (value for value in literals if getattr(value, "shape", ()))
             yield from _constants(list(equation.params.values()))
     elif isinstance(program, (list, tuple)):
         for part in program:

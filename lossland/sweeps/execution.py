@@ -8,7 +8,7 @@ import signal
 import sys
 import threading
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,21 @@ PREEMPTED = 75
 requeue."""
 BACKLOG = 4
 """Finished tiles that may wait for the disk."""
+
+
+class Stop:
+    """A request to stop. Not a `threading.Event`: setting that takes a lock, which a signal handler may find held."""
+
+    def __init__(self) -> None:
+        self.requested = False
+
+    def set(self) -> None:
+        """Ask."""
+        self.requested = True
+
+    def is_set(self) -> bool:
+        """Whether somebody asked."""
+        return self.requested
 
 
 class Preempted(SystemExit):
@@ -121,16 +136,16 @@ def make_job(
     optimizer.check(swept, jax.eval_shape(problem.init, jax.eval_shape(lambda: jax.random.key(0))))
     place = place or here()
     if sweep.lane_width is None:
-        sweep = sweep.with_lane_width(_lane_width_for(problem, sweep, place["platform"]))
+        sweep = sweep.with_lane_width(_lane_width_for(problem, place["platform"]))
     assert sweep.lane_width is not None
     return Job(problem, optimizer, made_probes, sweep, make_plan(sweep.lane_width, place["platform"]), place)
 
 
-def _lane_width_for(problem: Problem, sweep: Sweep, platform: str) -> int:
+def _lane_width_for(problem: Problem, platform: str) -> int:
+    # From the problem alone: a run's bits must not depend on which other batch sizes stand beside it.
     params = jax.eval_shape(problem.init, jax.eval_shape(lambda: jax.random.key(0)))
     num_params = sum(leaf.size for leaf in jax.tree.leaves(params))
-    batch = max(group.batch_size or problem.num_examples for group in sweep.groups())
-    return default_lane_width(platform, num_params, min(batch, problem.num_examples))
+    return default_lane_width(platform, num_params, problem.num_examples)
 
 
 def _execute(
@@ -165,16 +180,17 @@ def _execute(
         elif tile % part[1] == part[0]:
             todo.append(tile)
     if todo:
-        stop = threading.Event()
+        stop = Stop()
         with _listening(stop, store) as asked:
             tasks = [(tile, places[tile]) for tile in todo]
             if executor is None:
                 found = _compute_here(job, tasks, per_tile, store, stop, seconds)
             else:
                 found = remote.compute(job, tasks, per_tile, store, stop, executor)
-            for tile, results in found:
-                keep(tile, results, fresh=True)
-        if asked and not done[np.concatenate([places[tile] for tile in todo])].all():
+            with contextlib.closing(found):  # after an error in here too, nothing goes on unseen
+                for tile, results in found:
+                    keep(tile, results, fresh=True)
+        if asked:
             print(f"lossland: {asked[0]}; what is done is saved, the same call goes on from there", file=sys.stderr)
             raise Preempted(PREEMPTED)
     return assemble(layout, arrays, done)
@@ -191,7 +207,7 @@ def _stored(store: Store | None, tile: int) -> dict[str, np.ndarray] | None:
 
 
 @contextlib.contextmanager
-def _listening(stop: threading.Event, store: Store | None) -> Iterator[list[str]]:
+def _listening(stop: Stop, store: Store | None) -> Iterator[list[str]]:
     """Turn SIGTERM and SIGUSR1 into a request to stop, where there is somewhere to save to; yields what was heard."""
     asked: list[str] = []
     if store is None or threading.current_thread() is not threading.main_thread():
@@ -216,9 +232,9 @@ def _compute_here(
     todo: list[tuple[int, np.ndarray]],
     per_tile: int,
     store: Store | None,
-    stop: threading.Event,
+    stop: Stop,
     seconds: float,
-) -> Iterator[tuple[int, dict[str, np.ndarray]]]:
+) -> Generator[tuple[int, dict[str, np.ndarray]], None, None]:
     """Compute tiles on this process's devices, several threads pulling from one queue; yields them as they finish."""
     plan = job.plan
     num_chunks = per_tile // plan.lane_width

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -113,7 +112,12 @@ def plan(
         share = _available(jobs) / least.bytes_per_worker
         raise ValueError(
             f"sweep: a tile of lane width {least.lane_width} needs {_size(least.bytes_per_worker)} per worker, there "
-            f"are {_size(_available(jobs))}; a lane width of {max(1, int(least.lane_width * share))} would fit"
+            f"are {_size(_available(jobs))}; "
+            + (
+                f"a lane width of {int(least.lane_width * share)} would fit"
+                if least.lane_width * share >= 1
+                else "no lane width would fit: record less often, or use a larger machine"
+            )
         )
     best = max(fitting, key=lambda candidate: candidate.run_steps_per_second)
     job = jobs[best.lane_width]
@@ -160,10 +164,11 @@ def _available(jobs: dict[int, Job]) -> float:
     if limit := statistics.get("bytes_limit"):
         return limit - statistics.get("bytes_in_use", 0)
     try:
-        total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")
-    except (ValueError, OSError, AttributeError):
+        with open("/proc/meminfo") as lines:
+            total = next(1024.0 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable"))
+    except (OSError, StopIteration):
         return float("inf")
-    return total / job.plan.workers_per_device
+    return total / (len(job.plan.devices) * job.plan.workers_per_device)
 
 
 def _size(count: float) -> str:

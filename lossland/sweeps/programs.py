@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import hashlib
-import re
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -17,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lossland.optimizers import Optimizer
-from lossland.problems.problem import Problem
+from lossland.problems.problem import Problem, digest_program
 from lossland.sweeps.batches import Batches
 from lossland.sweeps.plan import Device
 from lossland.sweeps.probes import Probe
@@ -39,7 +38,11 @@ GROWTH = 8
 @contextlib.contextmanager
 def numerics(dtype: str) -> Iterator[None]:
     """Hold precision fixed for this thread while tracing and running; global settings are left alone."""
-    with jax.enable_x64(dtype == "float64"), jax.default_matmul_precision(MATMUL_PRECISION):
+    with (
+        jax.enable_x64(dtype == "float64"),
+        jax.default_matmul_precision(MATMUL_PRECISION),
+        jax.threefry_partitionable(True),  # decides what a seed draws
+    ):
         yield
 
 
@@ -79,7 +82,7 @@ class GroupProgram:
         self.lock = threading.Lock()
         self.compiled: set[Any] = set()
         self.placed: dict[Device, Any] = {}
-        self.segment_steps = max(1, -(-sweep.num_steps // 64))
+        self.segment_steps = 1  # grows until a segment lasts as long as it should
 
     def arguments(self, runs: np.ndarray, num_chunks: int) -> tuple[Any, Any, np.ndarray]:
         """Padded inputs of the runs of one tile: all hyperparameters, those of the problem, seeds."""
@@ -207,7 +210,7 @@ class GroupProgram:
     ) -> dict[str, np.ndarray] | None:
         """Train the runs of one tile on a device: {name: (run, ...)}, or None if it was asked to stop.
 
-        Steps are taken in compiled segments of about `seconds`. After each one, `save` gets a snapshot to go on from;
+        Steps are taken in compiled segments of about `seconds`. After them, `save` gets a snapshot to go on from;
         without it the host reads only how many runs are alive, one segment late, so the device never waits.
         """
         with numerics(self.dtype):
@@ -222,6 +225,9 @@ class GroupProgram:
             sweep = self.job.sweep
             used = np.int32(-(-len(runs) // self.job.plan.lane_width))
             living, clock = None, time.perf_counter()
+            saved = clock
+            if stopping():
+                return None
             while now < sweep.num_steps:
                 steps = segment_length(self.segment_steps)
                 until = min(now + steps, sweep.num_steps)
@@ -241,9 +247,9 @@ class GroupProgram:
                     took = time.perf_counter() - clock
                     self.segment_steps = max(1, int(steps * min(GROWTH, seconds / max(took, 1e-6))))
                     clock = time.perf_counter()
-                if save is not None and now < sweep.num_steps:
+                if save is not None and now < sweep.num_steps and (stopping() or clock - saved >= seconds / 2):
                     save(Snapshot(now, _arrays(tile)))
-                    clock = time.perf_counter()
+                    saved = clock = time.perf_counter()
                 if stopping() and now < sweep.num_steps:
                     return None
             progress, records = tile
@@ -283,8 +289,10 @@ def _restore(arrays: dict[str, np.ndarray], like: Any, device: Device) -> Any:
 
 
 def digest_of(program: Any) -> str:
-    """Hash of a traced program, memory addresses in its text apart."""
-    return hashlib.sha256(re.sub(r"0x[0-9a-f]+", "", str(program)).encode()).hexdigest()[:16]
+    """Hash of a traced program, arrays that it has closed over included."""
+    digest = hashlib.sha256()
+    digest_program(digest, program)
+    return digest.hexdigest()[:16]
 
 
 def _in_precision(problem: Problem, dtype: str) -> Any:

@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from concurrent.futures import BrokenExecutor, CancelledError, Executor, Future
 from dataclasses import dataclass, field
 from typing import Any
@@ -94,9 +94,9 @@ def compute(
     todo: list[Tile],
     per_tile: int,
     store: Store | None,
-    stop: threading.Event,
+    stop: Any,
     executor: Executor,
-) -> Iterator[tuple[int, dict[str, np.ndarray]]]:
+) -> Generator[tuple[int, dict[str, np.ndarray]], None, None]:
     """Send tiles to an executor; yield them as they come back, each saved before it is yielded.
 
     Raises:
@@ -115,6 +115,8 @@ def compute(
         while True:
             while todo and len(pending) < (IN_FLIGHT if num_back else min(FIRST, IN_FLIGHT)) and not stop.is_set():
                 count = max(1, int(TASK_SECONDS * num_back / seconds)) if seconds else 1
+                # The first tiles back may be those that diverged at once: never more than a small share in one task.
+                count = min(count, max(1, len(todo) // FIRST))
                 tiles = [todo.pop() for _ in range(min(count, len(todo)))]
                 try:
                     task = executor.submit(compute_tiles, package, [runs for _, runs in tiles], num_chunks, **options)
@@ -122,11 +124,13 @@ def compute(
                     raise _broken(error, store) from error
                 pending[task] = tiles
                 task.add_done_callback(back.put)
-            if not pending or stop.is_set():
+            if not pending:
                 break
             try:
-                task = back.get(timeout=1.0)  # a request to stop is heard
+                task = back.get(timeout=0.0 if stop.is_set() else 1.0)  # a request to stop is heard
             except queue.Empty:
+                if stop.is_set():
+                    break
                 continue
             tiles = pending.pop(task)
             try:

@@ -141,7 +141,7 @@ class _Run:
 
         def on(batch: Any) -> tuple[Any, Any, Any]:
             (value, after), gradient = jax.value_and_grad(loss, has_aux=True)(params, batch)
-            return value, gradient, after
+            return value, gradient, _like(after, model_state)
 
         batch_key = key_of(self.seed, "batches") if self.batches.random else None
         return self.batches.with_batch(on, self.data, order, now, batch_key)
@@ -157,6 +157,7 @@ class _Run:
         order = self.order(jnp.int32(0), self.batches.blank_order())
         loss, gradient, after = self.evaluate(jnp.int32(0), order, params, model_state)
         bad = ~jnp.isfinite(loss)
+        wide_loss = loss.astype(jnp.promote_types(loss.dtype, jnp.float32))  # sums and comparisons need more bits
         probed = self.problem.with_state(model_state)
         wide = cast_floating(params, "float32") if self.dtype == "bfloat16" else params
         return Progress(
@@ -168,14 +169,14 @@ class _Run:
             model_state=model_state,
             next_model_state=after,
             order=order,
-            epoch_sum=jnp.zeros_like(loss),
-            epoch_count=jnp.zeros_like(loss),
+            epoch_sum=jnp.zeros_like(wide_loss),
+            epoch_count=jnp.zeros_like(wide_loss),
             first_bad_step=jnp.where(bad, 0, -1).astype(jnp.int32),
             first_rise_step=jnp.int32(-1),
             num_rises=jnp.int32(0),
-            peak_loss=jnp.full_like(loss, -jnp.inf) if self.noisy else jnp.where(bad, -jnp.inf, loss),
-            compared_loss=jnp.full_like(loss, jnp.inf) if self.noisy else loss,
-            first_loss=loss,
+            peak_loss=jnp.full_like(wide_loss, -jnp.inf) if self.noisy else jnp.where(bad, -jnp.inf, wide_loss),
+            compared_loss=jnp.full_like(wide_loss, jnp.inf) if self.noisy else wide_loss,
+            first_loss=wide_loss,
             memories=tuple(probe.start(probed, wide) for probe in self.probes),
         )
 
@@ -186,6 +187,7 @@ class _Run:
             old.gradient, old.opt_state, old.params, value=old.loss, grad=old.gradient, value_fn=value_fn
         )
         params = optax.apply_updates(old.params, updates)
+        opt_state = _like(opt_state, old.opt_state)  # float32 hyperparameters widen a bfloat16 state
         order = self.order(now + 1, old.order)
         loss, gradient, after = self.evaluate(now + 1, order, params, old.next_model_state)
         ongoing = alive(old)
@@ -203,7 +205,7 @@ class _Run:
         )
         if not self.noisy:
             return _compare(new, loss, ongoing)
-        size = self.batches.size_at(now).astype(loss.dtype)
+        size = self.batches.size_at(now).astype(old.epoch_sum.dtype)
         fresh = self.batches.position(now) == 0
         return new._replace(
             epoch_sum=jnp.where(fresh, 0, old.epoch_sum) + size * old.loss,
@@ -234,8 +236,8 @@ class _Run:
         # The record at the first bad step still shows what was there; later ones would show nothing but its ashes.
         worth = alive(progress) | (progress.first_bad_step == progress.step) | (not self.freeze)
         if self.noisy:
-            first = jnp.where(progress.step == 0, loss.astype(progress.loss.dtype), progress.first_loss)
-            progress = _compare(progress._replace(first_loss=first), loss.astype(progress.loss.dtype), worth)
+            first = jnp.where(progress.step == 0, loss, progress.first_loss)
+            progress = _compare(progress._replace(first_loss=first), loss, worth)
         values: dict[str, jax.Array] = {}
         memories = []
         for probe, memory in zip(self.probes, progress.memories, strict=True):
@@ -306,11 +308,12 @@ def alive(progress: Progress) -> jax.Array:
 
 def _compare(progress: Progress, loss: jax.Array, worth: jax.Array) -> Progress:
     """Count a rise of the loss since it was last compared."""
-    before = progress.compared_loss
+    before, eps = progress.compared_loss, jnp.finfo(loss.dtype).eps
+    loss = loss.astype(before.dtype)
     # Before the first comparison there is nothing that could have risen: infinity is above every loss.
     size = jnp.where(jnp.isposinf(before), 0, jnp.abs(before)) + jnp.abs(progress.first_loss)
     # A non-finite loss is a rise too: that is how a divergence reads.
-    rose = worth & ~(loss <= before + ROUNDING * jnp.finfo(loss.dtype).eps * size)
+    rose = worth & ~(loss <= before + ROUNDING * eps * size)
     return progress._replace(
         first_rise_step=jnp.where(rose & (progress.first_rise_step < 0), progress.step, progress.first_rise_step),
         num_rises=progress.num_rises + rose,
@@ -425,14 +428,18 @@ def tile_program(
 def summarise(progress: Progress, num_steps: int, freeze: bool) -> dict[str, np.ndarray]:
     """Per-run figures of a finished tile, on the host: {name: (chunk, lane)}."""
     bad = np.asarray(progress.first_bad_step)
-    peak = np.asarray(progress.peak_loss)
     return {
         "first_bad_step": bad,
         "first_rise_step": np.asarray(progress.first_rise_step),
         "num_rises": np.asarray(progress.num_rises),
-        "peak_loss": peak if peak.dtype.kind == "f" else peak.astype(np.float32),  # bfloat16 is no NumPy type
+        "peak_loss": np.asarray(progress.peak_loss),
         "steps_done": np.where((bad < 0) | (not freeze), num_steps, bad).astype(np.int32),
     }
+
+
+def _like(new: Any, old: Any) -> Any:
+    """Give a state the precision that it had."""
+    return jax.tree.map(lambda n, o: n.astype(o.dtype) if jnp.issubdtype(o.dtype, jnp.floating) else n, new, old)
 
 
 def _storable(value: jax.Array) -> jax.Array:

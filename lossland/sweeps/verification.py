@@ -89,7 +89,8 @@ def rerun(
         words = "; ".join(f"{name}: {store.identity[name]} there, {own.get(name)} here" for name in different)
         raise ValueError(f"rerun: {store.directory} was made with something else ({words})")
     places = sweep.tiles(store.runs_per_tile)
-    chosen = np.random.default_rng(draw).permutation(store.done())[:num_tiles]
+    whole = [tile for tile in store.done() if _tile(store, tile).kind == "ok"]
+    chosen = np.random.default_rng(draw).permutation(whole)[:num_tiles]
     findings = []
     for tile in sorted(int(tile) for tile in chosen):
         there, program = store.read(tile), job.program_of(places[tile])

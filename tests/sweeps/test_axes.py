@@ -9,7 +9,7 @@ import optax
 import pytest
 
 import lossland as ll
-from tests.cases import problem_named
+from tests.cases import OPTIMIZERS, problem_named
 
 FIELDS = {"seeds": 3, "num_steps": 12, "every": 4, "lane_width": 4}
 
@@ -110,6 +110,24 @@ class TestPrecision:
         np.testing.assert_allclose(runs["loss"].isel(step=0), single["loss"].isel(step=0), rtol=0.05)
         np.testing.assert_allclose(runs["sharpness"].isel(step=0), single["sharpness"].isel(step=0), rtol=0.05)
         assert (runs["loss"].isel(step=-1) < 0.8 * runs["loss"].isel(step=0)).all()
+
+    @pytest.mark.parametrize("name", ["momentum", "rmsprop", "adam"])
+    def test_bfloat16_with_arguments_on_axes(self, name):
+        factory, arguments = OPTIMIZERS[name]
+        sweep = ll.Sweep({key: [value] for key, value in arguments.items()}, 2, 10, 5, "bfloat16", batch_size=8)
+        runs = ll.run(problem_named("cubic"), factory, sweep)
+        assert np.isfinite(runs["loss"]).all()
+
+    def test_sums_over_an_epoch_have_more_bits_than_bfloat16(self):
+        data = np.random.default_rng(0).normal(1.0, 1.0, (4000, 1))
+        problem = ll.Problem(lambda key: jnp.ones(1), lambda p, batch: jnp.mean((batch * p) ** 2), data, name="long")
+        ends = {}
+        for dtype in ("float32", "bfloat16"):
+            sweep = ll.Sweep({"learning_rate": [0.0]}, 1, 125, 125, dtype, batch_size=32)
+            runs = ll.run(problem, optax.sgd, sweep, ["loss", "epoch_mean_loss"])
+            ends[dtype] = runs["epoch_mean_loss"].values.ravel()[-1]
+            assert runs["peak_loss"].values.ravel()[0] == runs["loss"].values.max()
+        assert ends["bfloat16"] == pytest.approx(ends["float32"], rel=2**-8)
 
     def test_unknown_precisions_are_refused(self):
         with pytest.raises(ValueError, match="float32, float64, bfloat16"):

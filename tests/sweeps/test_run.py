@@ -1,6 +1,7 @@
 """The engine: what it records, that bits depend on the lane width alone, and that nothing finished is lost."""
 
 import json
+import threading
 
 import jax
 import jax.numpy as jnp
@@ -382,6 +383,30 @@ class TestDisk:
         with pytest.raises(ValueError, match="probes_program"):
             ll.run(problem_named("cubic"), optax.sgd, ll.Sweep(**SMALL), [make(2)], tmp_path)
 
+    def test_arrays_that_a_probe_or_an_optimizer_has_closed_over_count(self, tmp_path):
+        def probe_of(values):
+            def mine(problem, optimizer, state):
+                return jax.jit(lambda loss: jnp.sum(loss * values))(state.loss)
+
+            return mine
+
+        def optimizer_of(values):
+            def mine(learning_rate):
+                scaled = optax.stateless(lambda updates, params: jax.tree.map(lambda leaf: leaf * values[0], updates))
+                return optax.chain(scaled, optax.sgd(learning_rate))
+
+            return mine
+
+        for make in (np.asarray, jnp.asarray):
+            place = tmp_path / make.__module__
+            ll.run(problem_named("cubic"), optax.sgd, ll.Sweep(**SMALL), [probe_of(make([1.0, 2.0]))], place)
+            with pytest.raises(ValueError, match="probes_program"):
+                ll.run(problem_named("cubic"), optax.sgd, ll.Sweep(**SMALL), [probe_of(make([3.0, 9.0]))], place)
+        first, other = (ll.Optimizer(optimizer_of(jnp.asarray([factor]))) for factor in (1.0, 0.5))
+        ll.run(problem_named("cubic"), first, ll.Sweep(**SMALL), ["loss"], tmp_path / "optimizer")
+        with pytest.raises(ValueError, match="optimizer_program"):
+            ll.run(problem_named("cubic"), other, ll.Sweep(**SMALL), ["loss"], tmp_path / "optimizer")
+
     def test_a_folder_with_other_things_is_refused(self, tmp_path):
         (tmp_path / "thesis.tex").write_text("precious")
         with pytest.raises(ValueError, match="not empty"):
@@ -406,6 +431,15 @@ class TestDisk:
             loaded.load()
         with pytest.raises(ValueError, match=r"tile-000000\.npz"):
             ll.load(tmp_path, lazy=False)
+
+    def test_an_error_in_the_callback_leaves_nothing_running(self):
+        def fail(*told):
+            raise RuntimeError("mine")
+
+        with pytest.raises(RuntimeError, match="mine") as kept:
+            ll.run(problem_named("cubic"), optax.sgd, ll.Sweep(**SMALL), progress=fail)
+        assert kept.traceback  # a traceback holds the frames alive, as in a notebook
+        assert not [thread for thread in threading.enumerate() if thread.name.startswith("lossland")]
 
     def test_progress_callback_counts_runs(self):
         seen = []
