@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import signal
 import sys
@@ -171,7 +172,7 @@ def _execute(
             arrays[name][places[tile]] = values
         done[places[tile]] = True
         diverged = int((results["first_bad_step"] >= 0).sum())
-        progress.advance(len(places[tile]), diverged, int(results["steps_done"].sum()) if fresh else 0)
+        progress.advance(tile, len(places[tile]), diverged, int(results["steps_done"].sum()) if fresh else 0)
 
     todo = []
     for tile in range(len(places)):
@@ -184,9 +185,9 @@ def _execute(
         with _listening(stop, store) as asked:
             tasks = [(tile, places[tile]) for tile in todo]
             if executor is None:
-                found = _compute_here(job, tasks, per_tile, store, stop, seconds)
+                found = _compute_here(job, tasks, per_tile, store, stop, seconds, progress)
             else:
-                found = remote.compute(job, tasks, per_tile, store, stop, executor)
+                found = remote.compute(job, tasks, per_tile, store, stop, executor, progress.say)
             with contextlib.closing(found):  # after an error in here too, nothing goes on unseen
                 for tile, results in found:
                     keep(tile, results, fresh=True)
@@ -234,6 +235,7 @@ def _compute_here(
     store: Store | None,
     stop: Stop,
     seconds: float,
+    progress: Progress,
 ) -> Generator[tuple[int, dict[str, np.ndarray]], None, None]:
     """Compute tiles on this process's devices, several threads pulling from one queue; yields them as they finish."""
     plan = job.plan
@@ -244,8 +246,9 @@ def _compute_here(
         if stop.is_set():
             return None
         program = job.program_of(runs)
+        told = functools.partial(progress.working, tile)
         if store is None:
-            return program.compute(runs, num_chunks, device, seconds=seconds, stopping=stop.is_set)
+            return program.compute(runs, num_chunks, device, seconds=seconds, stopping=stop.is_set, told=told)
         write_checkpoint = store.write_checkpoint
         saved = store.read_checkpoint(tile)
         results = program.compute(
@@ -256,6 +259,7 @@ def _compute_here(
             snapshot=Snapshot(*saved) if saved else None,
             save=lambda snapshot: write_checkpoint(tile, snapshot.step, snapshot.arrays),
             stopping=stop.is_set,
+            told=told,
         )
         if results is not None:
             # One writer for all, so that the cores go on computing while a disk syncs; never far behind.

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +14,8 @@ import numpy as np
 from lossland.problems.problem import Problem
 from lossland.sweeps.execution import make_job
 from lossland.sweeps.job import Job
+from lossland.sweeps.plan import Device, Plan
+from lossland.sweeps.programs import GroupProgram
 from lossland.sweeps.sweep import Sweep
 
 TRIAL_SECONDS = 0.5
@@ -102,29 +106,22 @@ def plan(
     if lane_widths is None:
         found = {max(1, int(default * factor)) for factor in FACTORS}
         lane_widths = [default] if sweep.lane_width is not None else sorted(found)
-    candidates, jobs = [], {}
-    for width in lane_widths:
-        job = jobs[width] = make_job(problem, optimizer, sweep.with_lane_width(width), probes)
-        candidates.append(_timed(job))
-    fitting = [candidate for candidate in candidates if candidate.bytes_per_worker <= _available(jobs)]
+    jobs = {width: make_job(problem, optimizer, sweep.with_lane_width(width), probes) for width in lane_widths}
+    available = _available(next(iter(jobs.values())))
+    candidates = [_timed(job) for job in jobs.values()]
+    fitting = [candidate for candidate in candidates if candidate.bytes_per_worker <= available]
     if not fitting:
         least = min(candidates, key=lambda candidate: candidate.bytes_per_worker)
-        share = _available(jobs) / least.bytes_per_worker
         raise ValueError(
             f"sweep: a tile of lane width {least.lane_width} needs {_size(least.bytes_per_worker)} per worker, there "
-            f"are {_size(_available(jobs))}; "
-            + (
-                f"a lane width of {int(least.lane_width * share)} would fit"
-                if least.lane_width * share >= 1
-                else "no lane width would fit: record less often, or use a larger machine"
-            )
+            f"are {_size(available)}; {_what_would_fit(least, available, jobs[least.lane_width])}"
         )
     best = max(fitting, key=lambda candidate: candidate.run_steps_per_second)
     job = jobs[best.lane_width]
     per_run = sum(
         int(np.prod(shape.shape, dtype=np.int64)) * np.dtype(shape.dtype).itemsize for shape in job.shapes().values()
     )
-    workers = len(job.plan.devices) * job.plan.workers_per_device
+    workers = len(_workers(job.plan))
     results = per_run * sweep.num_runs
     return Forecast(
         sweep=job.sweep,
@@ -134,32 +131,66 @@ def plan(
         workers=workers,
         bytes_on_disk=results,
         bytes_in_memory=results + workers * best.bytes_per_worker,
-        seconds=sweep.num_runs * sweep.num_steps / best.run_steps_per_second + best.compile_seconds * len(job.programs),
+        seconds=sweep.num_runs * sweep.num_steps / best.run_steps_per_second + best.compile_seconds,
     )
 
 
 def _timed(job: Job) -> Candidate:
-    """Compile one lane width and time it on the first tile, the number of steps doubling until the clock can tell."""
-    program, device = job.programs[0], job.plan.devices[0]
-    num_chunks = job.plan.chunks_per_tile
-    began = time.perf_counter()
-    program.compile(num_chunks, device)
-    compile_seconds = time.perf_counter() - began
-    runs = program.group.runs[: job.plan.runs_per_tile]
-    steps, rate = 1, 0.0
-    while True:
-        done, took = program.trial(runs, num_chunks, device, steps)
-        rate = done / took
-        if took >= TRIAL_SECONDS / 2 or steps >= job.sweep.num_steps:
-            break
-        steps = min(job.sweep.num_steps, max(2 * steps, int(steps * TRIAL_SECONDS / took)))
-    workers = len(job.plan.devices) * job.plan.workers_per_device
-    return Candidate(job.plan.lane_width, rate * workers, program.memory(num_chunks), compile_seconds)
+    """Compile one lane width and time it on the first tiles of every program, all workers busy as they will be."""
+    compile_seconds, seconds, run_steps = 0.0, 0.0, 0
+    for program in job.programs:
+        began = time.perf_counter()
+        for device in job.plan.devices:
+            program.compile(job.plan.chunks_per_tile, device)
+        compile_seconds += time.perf_counter() - began
+        run_steps += len(program.group.runs) * job.sweep.num_steps
+        seconds += len(program.group.runs) * job.sweep.num_steps / _rate(program, job.plan)
+    return Candidate(job.plan.lane_width, run_steps / seconds, _memory(job), compile_seconds)
 
 
-def _available(jobs: dict[int, Job]) -> float:
+def _rate(program: GroupProgram, plan: Plan) -> float:
+    """Run-steps per second of all workers together, the number of steps doubling until the clock can tell."""
+    per_tile, num_steps = plan.runs_per_tile, program.job.sweep.num_steps
+    runs = program.group.runs
+    tiles = [runs[place : place + per_tile] for place in range(0, len(runs), per_tile)]
+    devices = _workers(plan)[: len(program.job.sweep.tiles(per_tile))]  # a sweep of few tiles leaves some idle
+    steps = 1
+    with ThreadPoolExecutor(len(devices)) as pool:
+        while True:
+            taken = [
+                pool.submit(program.trial, tile, plan.chunks_per_tile, device, steps)
+                for tile, device in zip(itertools.cycle(tiles), devices, strict=False)
+            ]
+            trials = [future.result() for future in taken]
+            took = max(seconds for _, seconds in trials)
+            if took >= TRIAL_SECONDS / 2 or steps >= num_steps:
+                return sum(max(done, 1) / seconds for done, seconds in trials)  # runs may have died at once
+            steps = min(num_steps, max(2 * steps, int(steps * TRIAL_SECONDS / took)))
+
+
+def _workers(plan: Plan) -> list[Device]:
+    """The device of every worker."""
+    return [device for device in plan.devices for _ in range(plan.workers_per_device)]
+
+
+def _memory(job: Job) -> int:
+    """Bytes per worker of the hungriest program: tiles of different programs are under way at the same time."""
+    return max(program.memory(job.plan.chunks_per_tile) for program in job.programs)
+
+
+def _what_would_fit(least: Candidate, available: float, job: Job) -> str:
+    """Halve the lane width until the compiled programs fit."""
+    width, needed = least.lane_width, least.bytes_per_worker
+    while width > 1:
+        width = max(1, min(width // 2, int(width * available / needed)))
+        needed = _memory(make_job(job.problem, job.optimizer, job.sweep.with_lane_width(width), job.probes))
+        if needed <= available:
+            return f"a lane width of {width} would fit"
+    return f"no lane width would fit (1 needs {_size(needed)}): record less often, or use a larger machine"
+
+
+def _available(job: Job) -> float:
     """Bytes that one worker may use: of the device, where it says; else a share of what the machine has."""
-    job = next(iter(jobs.values()))
     statistics = job.plan.devices[0].memory_stats() or {}
     if limit := statistics.get("bytes_limit"):
         return limit - statistics.get("bytes_in_use", 0)
@@ -168,7 +199,7 @@ def _available(jobs: dict[int, Job]) -> float:
             total = next(1024.0 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable"))
     except (OSError, StopIteration):
         return float("inf")
-    return total / (len(job.plan.devices) * job.plan.workers_per_device)
+    return total / len(_workers(job.plan))
 
 
 def _size(count: float) -> str:

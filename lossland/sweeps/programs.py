@@ -41,7 +41,8 @@ def numerics(dtype: str) -> Iterator[None]:
     with (
         jax.enable_x64(dtype == "float64"),
         jax.default_matmul_precision(MATMUL_PRECISION),
-        jax.threefry_partitionable(True),  # decides what a seed draws
+        jax.default_prng_impl("threefry2x32"),  # these two decide what a seed draws
+        jax.threefry_partitionable(True),
     ):
         yield
 
@@ -207,11 +208,13 @@ class GroupProgram:
         snapshot: Snapshot | None = None,
         save: Callable[[Snapshot], None] | None = None,
         stopping: Callable[[], bool] = lambda: False,
+        told: Callable[[int], None] = lambda run_steps: None,
     ) -> dict[str, np.ndarray] | None:
         """Train the runs of one tile on a device: {name: (run, ...)}, or None if it was asked to stop.
 
         Steps are taken in compiled segments of about `seconds`. After them, `save` gets a snapshot to go on from;
-        without it the host reads only how many runs are alive, one segment late, so the device never waits.
+        without it the host reads only how many runs are alive, one segment late, so the device never waits. `told` gets
+        the run-steps that were done since it was last called, as far as the host knows.
         """
         with numerics(self.dtype):
             self.compile(num_chunks, device)
@@ -244,6 +247,7 @@ class GroupProgram:
                 if before is not None and now < sweep.num_steps:
                     if int(before) == 0:
                         break
+                    told(int(before) * steps)
                     took = time.perf_counter() - clock
                     self.segment_steps = max(1, int(steps * min(GROWTH, seconds / max(took, 1e-6))))
                     clock = time.perf_counter()

@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import BrokenExecutor, CancelledError, Executor, Future
 from dataclasses import dataclass, field
 from typing import Any
@@ -96,8 +96,11 @@ def compute(
     store: Store | None,
     stop: Any,
     executor: Executor,
+    waiting: Callable[[], None] = lambda: None,
 ) -> Generator[tuple[int, dict[str, np.ndarray]], None, None]:
     """Send tiles to an executor; yield them as they come back, each saved before it is yielded.
+
+    `waiting` is called every second in which none does.
 
     Raises:
         ExecutorError: if a task fails, or the executor breaks; naming the cause, and what is saved.
@@ -131,6 +134,7 @@ def compute(
             except queue.Empty:
                 if stop.is_set():
                     break
+                waiting()
                 continue
             tiles = pending.pop(task)
             try:

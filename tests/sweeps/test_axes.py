@@ -1,5 +1,6 @@
 """Axes beyond the grid of optimizer arguments: points, random search, precisions, schedules, label noise."""
 
+import re
 from typing import ClassVar
 
 import jax
@@ -187,10 +188,35 @@ class TestPlan:
         assert [candidate.lane_width for candidate in found.candidates] == [3]
 
     def test_a_sweep_that_does_not_fit_says_which_width_would(self, monkeypatch):
-        monkeypatch.setattr("lossland.sweeps.planning._available", lambda jobs: 1e4)
         sweep = ll.Sweep({"learning_rate": [0.1]}, 2, 5, 5, lane_width=512)
-        with pytest.raises(ValueError, match=r"lane width 512 needs .* a lane width of \d+ would fit"):
+        needed = ll.plan(problem_named("cubic"), optax.sgd, sweep).candidates[0].bytes_per_worker
+        monkeypatch.setattr("lossland.sweeps.planning._available", lambda job: needed / 10)
+        with pytest.raises(ValueError, match=r"lane width 512 needs .* a lane width of \d+ would fit") as error:
             ll.plan(problem_named("cubic"), optax.sgd, sweep)
+        width = int(re.search(r"width of (\d+) would", str(error.value))[1])
+        fitting = ll.plan(problem_named("cubic"), optax.sgd, sweep.with_lane_width(width)).candidates[0]
+        assert needed / 100 < fitting.bytes_per_worker <= needed / 10
+        monkeypatch.setattr("lossland.sweeps.planning._available", lambda job: 100.0)
+        with pytest.raises(ValueError, match=r"no lane width would fit \(1 needs"):
+            ll.plan(problem_named("cubic"), optax.sgd, sweep)
+
+    def test_every_program_counts(self, monkeypatch):
+        """A sweep over precisions takes as long as each of them on its own runs, and as much memory as the widest."""
+
+        def trial(program, runs, num_chunks, device, steps):
+            return len(runs) * steps, steps * {"float32": 1.0, "float64": 3.0}[program.dtype]
+
+        monkeypatch.setattr("lossland.sweeps.programs.GroupProgram.trial", trial)
+        monkeypatch.setattr("lossland.sweeps.planning._workers", lambda plan: list(plan.devices[:1]))
+
+        def candidate(dtypes):
+            sweep = ll.Sweep({"learning_rate": [0.1], "dtype": dtypes}, 16, 5, 5, lane_width=4)
+            return ll.plan(problem_named("cubic"), optax.sgd, sweep).candidates[0]
+
+        single, double, both = (candidate(names) for names in (["float32"], ["float64"], ["float32", "float64"]))
+        assert (single.run_steps_per_second, double.run_steps_per_second) == (16.0, 16 / 3)
+        assert both.run_steps_per_second == pytest.approx(32 / (1 + 3))
+        assert both.bytes_per_worker == double.bytes_per_worker > single.bytes_per_worker
 
 
 def test_label_noise_is_an_axis():

@@ -261,9 +261,11 @@ class TestTasks:
 
         monkeypatch.setattr(remote, "compute_tiles", counting)
         monkeypatch.setattr(remote, "IN_FLIGHT", 2)
+        monkeypatch.setattr(remote, "FIRST", 2)
         with ThreadPoolExecutor(1) as executor:
             assert_same_bits(train(executor=executor), alone())
-        assert sizes == [1, 1, 4, 4, 4, 4, 2], "tiles of half a second fill tasks of two seconds"
+        # Tiles of half a second fill tasks of two seconds, and none takes more than half of what is left.
+        assert sizes == [1, 1, 4, 4, 4, 3, 1, 1, 1]
 
     def test_large_data_travel_once(self, cluster):
         def loss(params, batch):
