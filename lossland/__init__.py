@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from lossland import curvature, figures, problems
+    from lossland import curvature, figures, landscapes, problems
     from lossland.optimizers import Optimizer, Schedule
     from lossland.problems.problem import Problem
     from lossland.stability.maps import critical_learning_rate, stability_map
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 _HOME = {
     "curvature": "lossland.curvature",
     "figures": "lossland.figures",
+    "landscapes": "lossland.landscapes",
     "problems": "lossland.problems",
     "Optimizer": "lossland.optimizers",
     "Outcome": "lossland.sweeps.sweep",
@@ -51,6 +52,7 @@ __all__ = [
     "critical_learning_rate",
     "curvature",
     "figures",
+    "landscapes",
     "load",
     "plan",
     "problems",

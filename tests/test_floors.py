@@ -10,7 +10,7 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "lossland"
 FLOORS = [
     {"problems", "optimizers", "thresholds", "curvature", "strict_json"},
-    {"sweeps"},
+    {"sweeps", "landscapes"},
     {"stability"},
     {"figures"},
     {"mapping", "reproductions"},

@@ -20,6 +20,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jax import Array, lax
 
+from lossland.curvature.factorisations import eigh
 from lossland.curvature.lanczos import (
     MAX_BASIS_BYTES,
     ROUNDING_UNITS,
@@ -141,7 +142,7 @@ def extremal_eigenpairs(
         masked = jnp.where(inside[:, None] & inside[None, :], projected, 0)
         # Rows that do not exist get an eigenvalue that cannot be mistaken: outside the spectrum.
         radius = jnp.max(jnp.sum(jnp.abs(masked), axis=1)) + tiny
-        values, vectors = jnp.linalg.eigh(masked + jnp.diag(jnp.where(inside, 0, 2 * radius)))
+        values, vectors = eigh(masked + jnp.diag(jnp.where(inside, 0, 2 * radius)))
         exists = values < 1.5 * radius
         order = jnp.argsort(jnp.where(exists, -wanted(values), jnp.inf), stable=True)
         return jnp.where(exists, values, -jnp.inf)[order], vectors.T[order]

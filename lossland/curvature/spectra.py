@@ -18,6 +18,7 @@ from jax import Array, lax
 from jax.flatten_util import ravel_pytree
 
 from lossland.curvature.eigenpairs import extremal_eigenpairs
+from lossland.curvature.factorisations import complete_qr, eigh, qr
 from lossland.curvature.lanczos import ROUNDING_UNITS, dot, generic_vector, top_eigenpair, unit
 from lossland.curvature.operators import Matvec, Params, dense, flatten, hessian, negated
 
@@ -202,7 +203,8 @@ def trace(matvec: Matvec, *, like: Params, key: Array, num_matvecs: int = 32) ->
 
     For each of s = num_matvecs / 2 random vectors w_i: the trace of H on the range of H applied to the other vectors,
     plus w_i^T (I - Q_i Q_i^T) H (I - Q_i Q_i^T) w_i for the rest; the mean over i. standard_error: their spread /
-    sqrt(s). Memory: 2 s vectors. Batched over runs by `vmap` or `lax.map`.
+    sqrt(s). The s estimates share their vectors, so the error is somewhat too small: on spectra that fall slowly the
+    truth lay within two of it in 86 % of draws, not 95 %. Memory: 2 s vectors. Batched by `vmap` or `lax.map`.
 
     Raises ValueError where num_matvecs < 4, or `like` is not of one real float dtype.
 
@@ -217,7 +219,7 @@ def trace(matvec: Matvec, *, like: Params, key: Array, num_matvecs: int = 32) ->
     num_probes = min(num_matvecs // 2, num_params)
     probes = jax.random.normal(key, (num_probes, num_params), dtype)
     images = lax.map(matvec_flat, probes)
-    basis, factor = jnp.linalg.qr(images.T)
+    basis, factor = qr(images.T)
     compressed = dot(basis.T, lax.map(matvec_flat, basis.T).T)
     components = dot(basis.T, probes.T)
     total = jnp.trace(compressed)
@@ -229,7 +231,7 @@ def trace(matvec: Matvec, *, like: Params, key: Array, num_matvecs: int = 32) ->
         others = jnp.where(jnp.arange(num_probes) == index, 0, factor)
         others = jnp.roll(others, -1 - index, axis=1)[:, : num_probes - 1]
         # The direction of the basis that only this probe contributes.
-        missing = jnp.linalg.qr(others, mode="complete")[0][:, -1]
+        missing = complete_qr(others)[:, -1]
         inside = components[:, index] - missing * dot(missing, components[:, index])
         probe = probes[index]
         rest = dot(probe, images[index]) - 2 * dot(inside, factor[:, index]) + dot(inside, dot(compressed, inside))
@@ -237,7 +239,7 @@ def trace(matvec: Matvec, *, like: Params, key: Array, num_matvecs: int = 32) ->
         squared = jnp.maximum(dot(probe, probe) - dot(inside, inside), jnp.finfo(dtype).tiny)
         return total - dot(missing, dot(compressed, missing)) + (num_params - num_probes + 1) / squared * rest
 
-    estimates = jax.vmap(leave_one_out)(jnp.arange(num_probes))
+    estimates = lax.map(leave_one_out, jnp.arange(num_probes))
     return _mean_over_probes(estimates, used)
 
 
@@ -326,7 +328,7 @@ def _gauss_quadrature(matvec_flat: Callable[[Array], Array], start: Array, num_s
     _, (alpha, beta, alive) = lax.scan(step, begin, length=num_steps)
     # Rows after an invariant subspace is complete have no weight; put them where they do not widen the spectrum.
     alpha = jnp.where(alive, alpha, alpha[0])
-    nodes, vectors = jnp.linalg.eigh(jnp.diag(alpha) + jnp.diag(beta[:-1], 1) + jnp.diag(beta[:-1], -1))
+    nodes, vectors = eigh(jnp.diag(alpha) + jnp.diag(beta[:-1], 1) + jnp.diag(beta[:-1], -1))
     return nodes, vectors[0] ** 2
 
 

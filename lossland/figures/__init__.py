@@ -8,13 +8,18 @@ from lossland.figures.curves import curves_figure, plot_loss, plot_sharpness
 from lossland.figures.maps import plot_stability_map, stability_map_figure
 from lossland.figures.output import save, save_numbers
 from lossland.figures.reading import boundaries, choose_values, curves
+from lossland.figures.slices import line_figure, plane_figure, plot_line, plot_plane
 
 __all__ = [
     "boundaries",
     "choose_values",
     "curves",
     "curves_figure",
+    "line_figure",
+    "plane_figure",
+    "plot_line",
     "plot_loss",
+    "plot_plane",
     "plot_sharpness",
     "plot_stability_map",
     "save",

@@ -115,9 +115,10 @@ def curves_title(runs: xr.Dataset, values: Values) -> str:
         ends = loss["median"].isel({axis: last, "step": [0, -1]}).values
         return f"{at} the loss goes from {number(ends[0])} to {number(ends[1])}"
     start, end = curves(runs, record, values)["median"].isel({axis: last, "step": [0, -1]}).values
-    if f"{start:.2g}" == f"{end:.2g}":
-        return f"{at} the sharpness stays at {start:.2g} times the threshold"
-    return f"{at} the sharpness goes from {start:.2g} to {end:.2g} times the threshold"
+    before, after = (number(float(f"{value:.2g}")) for value in (start, end))
+    if before == after:
+        return f"{at} the sharpness stays at {before} times the threshold"
+    return f"{at} the sharpness goes from {before} to {after} times the threshold"
 
 
 def curves_note(runs: xr.Dataset) -> str:

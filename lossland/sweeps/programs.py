@@ -9,12 +9,14 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from importlib import metadata
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from lossland.curvature.factorisations import batched_factorisations, can_deadlock
 from lossland.optimizers import Optimizer
 from lossland.problems.problem import Problem, digest_program
 from lossland.sweeps.batches import Batches
@@ -145,6 +147,7 @@ class GroupProgram:
                 with jax.enable_x64(False):
                     start = jax.eval_shape(self.start, for_problem, seeds)
                 progress, records = jax.eval_shape(self.begin, for_training, seeds, start, self.data)
+                self._refuse_deadlock(for_training, seeds, progress, records)
             zero, data = np.int32(0), self.data_on(device)
 
             def first() -> None:
@@ -162,6 +165,20 @@ class GroupProgram:
             with ThreadPoolExecutor(3) as pool:
                 for future in [pool.submit(call) for call in (third, second, first)]:
                     future.result()
+
+    def _refuse_deadlock(self, for_training: Any, seeds: Any, progress: Any, records: Any) -> None:
+        """Raise a ValueError where lanes would batch what must not be batched; see `curvature.factorisations`."""
+        if self.job.plan.lane_width == 1 or not can_deadlock(self.job.place["platform"]):
+            return
+        zero = np.int32(0)
+        traced = self.advance.trace(zero, zero, zero, zero, for_training, seeds, progress, records, self.data)
+        if found := batched_factorisations(traced.jaxpr.jaxpr):
+            raise ValueError(
+                f"lane_width: the loss, the optimizer or a probe factorises matrices ({', '.join(sorted(found))}), and "
+                f"those of {self.job.plan.lane_width} runs at a time can stop jaxlib {metadata.version('jaxlib')} on a "
+                "CPU for good; use Sweep(..., lane_width=1), wrap the factorisation in "
+                "jax.custom_batching.sequential_vmap, or install jaxlib 0.12"
+            )
 
     def data_on(self, device: Device) -> Any:
         """The data on a device, carried there once."""

@@ -94,8 +94,8 @@ def starting_points(problem: Problem) -> Callable[..., Any]:
         return params, problem.init_state(key_of(seed, "model_state")) if problem.init_state else ()
 
     def chunks(arguments: dict[str, jax.Array], seeds: jax.Array) -> Any:
-        # Chunk by chunk, so that bits depend on the lane width here too, and on nothing else.
-        return lax.map(lambda chunk: jax.vmap(one)(*chunk), (arguments, seeds))
+        # One by one: many starts are drawn by factorisations, which do not bear to be batched on every platform.
+        return lax.map(lambda chunk: lax.map(lambda run: one(*run), chunk), (arguments, seeds))
 
     return chunks
 
