@@ -75,6 +75,11 @@ class Problem:
         """Length of the leading axis of the data."""
         return jax.tree.leaves(self.data)[0].shape[0]
 
+    @functools.cached_property
+    def param_shapes(self) -> Any:
+        """Shapes and dtypes of the parameters that `init` draws."""
+        return jax.eval_shape(self.init, jax.eval_shape(lambda: jax.random.key(0)))
+
     @property
     def arguments(self) -> dict[str, Any]:
         """The problem's own hyperparameters and their defaults: keyword-only arguments of `init` and `loss`."""

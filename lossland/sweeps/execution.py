@@ -134,7 +134,7 @@ def make_job(
     made_probes = as_probes(probes)
     owners = axis_owners(problem, optimizer, sweep)
     swept = {name: None for name, owner in owners.items() if owner not in ("problem", "sweep")}
-    optimizer.check(swept, jax.eval_shape(problem.init, jax.eval_shape(lambda: jax.random.key(0))))
+    optimizer.check(swept, problem.param_shapes)
     place = place or here()
     if sweep.lane_width is None:
         sweep = sweep.with_lane_width(_lane_width_for(problem, place["platform"]))
@@ -144,8 +144,7 @@ def make_job(
 
 def _lane_width_for(problem: Problem, platform: str) -> int:
     # From the problem alone: a run's bits must not depend on which other batch sizes stand beside it.
-    params = jax.eval_shape(problem.init, jax.eval_shape(lambda: jax.random.key(0)))
-    num_params = sum(leaf.size for leaf in jax.tree.leaves(params))
+    num_params = sum(leaf.size for leaf in jax.tree.leaves(problem.param_shapes))
     return default_lane_width(platform, num_params, problem.num_examples)
 
 

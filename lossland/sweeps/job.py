@@ -149,15 +149,15 @@ class Job:
     def optimizer_program(self) -> str:
         """Hash of the optimizer's traced update: two functions of one name are two optimizers."""
         swept = [name for name, owner in self.owners.items() if owner not in ("problem", "sweep")]
-        start = jax.eval_shape(self.problem.init, jax.eval_shape(lambda: jax.random.key(0)))
 
         def update(params: Any, values: list[Any]) -> Any:
             optimizer = self.optimizer.with_arguments(**dict(zip(swept, values, strict=True)))
             extra = {"value": np.float32(1), "grad": params, "value_fn": self.problem.objective}
             return optimizer.update(params, optimizer.init(params), params, **extra)[0]
 
+        values = [jax.ShapeDtypeStruct((), np.float32)] * len(swept)
         with jax.enable_x64(False):
-            program = jax.make_jaxpr(update)(start, [jax.ShapeDtypeStruct((), np.float32)] * len(swept))
+            program = jax.make_jaxpr(update)(self.problem.param_shapes, values)
         return digest_of(program)
 
     def provenance(self) -> dict[str, Any]:
