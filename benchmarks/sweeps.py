@@ -83,7 +83,8 @@ def starts(work: Work) -> tuple[Any, jax.Array]:
     """Starting parameters and learning rates of all runs, flat."""
     keys = jax.vmap(jax.random.key)(np.tile(np.arange(work.seeds), len(work.rates)))
     rates = jnp.asarray(np.repeat(work.rates, work.seeds), jnp.float32)
-    return jax.jit(jax.vmap(work.problem.init))(keys), rates
+    # One by one: batched orthogonal draws can deadlock on a CPU (jaxlib before 0.12).
+    return jax.jit(lambda keys: lax.map(work.problem.init, keys))(keys), rates
 
 
 def train(work: Work, params: Any, rate: Any, data: Any) -> Any:
