@@ -45,7 +45,7 @@ def plot_line(ax: Axes, lines: dict[str, xr.Dataset], curvatures: dict[str, floa
         if len(finite):
             ax.set_ylim(0 if finite.min() >= 0 else None, float(finite.max()) * 1.05)
         units = {found["distance"].attrs.get("units", "") for found in lines.values()}
-        ax.set(xlabel=f"distance along the direction ({units.pop()})" if len(units) == 1 else "distance", ylabel="loss")
+        ax.set(xlabel=f"distance, in units of the {units.pop()}" if len(units) == 1 else "distance", ylabel="loss")
         ax.legend(frameon=False, fontsize=style.TEXT, loc="best")
         style.dress(ax)
 
