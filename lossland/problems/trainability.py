@@ -27,8 +27,8 @@ def mean_field_network(
 ) -> Problem:
     """Build a network of one hidden layer in mean-field scaling, without biases, on Gaussian noise.
 
-    Equation: `f(x) = a(x U / sqrt(n)) v / n`, `loss = mean over examples of (f(x) - y)^2`, with x, y, U, v ~ N(0, 1), as
-    many inputs as hidden units (n), and a the activation, scaled by sqrt(2) where it is not linear. Parameters:
+    Equation: `f(x) = a(x U / sqrt(n)) v / n`, `loss = mean over examples of (f(x) - y)^2`, with x, y, U, v ~ N(0, 1),
+    as many inputs as hidden units (n), and a the activation, scaled by sqrt(2) where it is not linear. Parameters:
     `{"input": Float["n n"], "output": Float["n 1"]}`. By default there are as many examples as the function has free
     dimensions: n^2 + n, or n for the linear network.
 
@@ -85,7 +85,9 @@ def cosine_quadratic() -> Problem:
 
     def loss(params: Params, batch: Batch, *, roughness: Any = 1.0, wavelength: Any = 0.1) -> jax.Array:
         size = roughness * wavelength**2 / (2 * math.pi**2)
-        return params**2 + size * jnp.cos(2 * math.pi * params / wavelength) + 0 * jnp.sum(batch)
+        # A run that diverges goes far out, where the cosine of a large argument is slow: whole turns are taken off.
+        turns = params / wavelength
+        return params**2 + size * jnp.cos(2 * math.pi * (turns - jnp.round(turns))) + 0 * jnp.sum(batch)
 
     return Problem(
         init,

@@ -103,8 +103,8 @@ def dimension_dependence(
     """Measure the dimension at reference settings, and again with one setting changed at a time.
 
     Args:
-        measure: called with the settings by name, such as resolution, num_steps, dtype, cutoff; returns a map of booleans
-            with a dim `seed`, as `boundary(...)["diverges"]`.
+        measure: called with the settings by name, such as resolution, num_steps, dtype, cutoff; returns a map of
+            booleans with a dim `seed`, as `boundary(...)["diverges"]`.
         reference: setting -> value.
         changes: setting -> other values to try.
 
@@ -141,19 +141,21 @@ def dimension_dependence(
 
 
 def zoom(
-    draw: Callable[[Plane], xr.Dataset], plane: Plane, num_frames: int, factor: float = 2.0, seed: int | None = None
+    draw: Callable[[Plane], xr.Dataset],
+    plane: Plane,
+    num_frames: int,
+    factor: float = 2.0,
+    choose: Callable[[np.ndarray], tuple[int, int]] | None = None,
 ) -> Iterator[tuple[Plane, xr.Dataset]]:
-    """Follow a boundary inwards: map a plane, pick a point on the boundary, map around it, and so on.
-
-    The point is the boundary cell with the most boundary around it (within an eighth of the map), nearest to the middle
-    among equals: a movie that starts anywhere ends where the boundary is richest.
+    """Follow a boundary inwards: map a plane, choose a cell on the boundary, map around it, and so on.
 
     Args:
-        draw: maps a plane, such as `lambda plane: boundary(problem, optimizer, plane, 256)`.
+        draw: maps a plane, such as `lambda plane: boundary(problem, optimizer, plane, 256)`; its first seed is
+            followed.
         plane: the first frame.
         num_frames: how many frames; stops early where a frame has no boundary left.
         factor: how much shorter the sides are from one frame to the next.
-        seed: which seed of the maps to follow; the first one by default.
+        choose: marked cells -> (row, column). Default `richest`, for movies; `typical(generator)` for estimates.
 
     Yields:
         (plane, map) of each frame.
@@ -166,21 +168,31 @@ def zoom(
     for frame in range(num_frames):
         found = draw(plane)
         yield plane, found
-        flags = found["diverges"].isel(seed=0) if seed is None else found["diverges"].sel(seed=seed)
-        cells = boundary_cells(flags.values)
+        cells = boundary_cells(found["diverges"].isel(seed=0).values)
         if not cells.any() or frame == num_frames - 1:
             return
-        row, column = _richest(cells)
-        places = [found[name].values for name in (plane.x.name, plane.y.name)]
-        plane = plane.zoomed(float(places[0][column]), float(places[1][row]), factor)
+        row, column = (choose or richest)(cells)
+        x, y = found[plane.x.name].values, found[plane.y.name].values
+        plane = plane.zoomed(_between(x, column, plane.x.log), _between(y, row, plane.y.log), factor)
 
 
-def _marked(flags: np.ndarray) -> np.ndarray:
-    """Boundary cells of a plane, or of a line."""
-    return flags[1:] != flags[:-1] if flags.ndim == 1 else boundary_cells(flags)
+def typical(generator: np.random.Generator) -> Callable[[np.ndarray], tuple[int, int]]:
+    """Build the choice of a boundary cell at random, all equally likely: no part of the boundary is favoured."""
+
+    def choose(cells: np.ndarray) -> tuple[int, int]:
+        places = np.argwhere(cells)
+        row, column = places[generator.integers(len(places))]
+        return int(row), int(column)
+
+    return choose
 
 
-def _richest(cells: np.ndarray) -> tuple[int, int]:
+def richest(cells: np.ndarray) -> tuple[int, int]:
+    """Choose the boundary cell with the most boundary around it, within an eighth of the map; among equals the one
+    nearest to the middle.
+
+    Zooming by this rule ends where the boundary fills the plane, so a dimension measured on the way is too large.
+    """
     size = max(1, min(cells.shape) // 8)
     total = np.pad(cells.astype(int).cumsum(0).cumsum(1), ((1, 0), (1, 0)))
     rows, columns = np.nonzero(cells)
@@ -190,3 +202,14 @@ def _richest(cells: np.ndarray) -> tuple[int, int]:
     middle = np.hypot(rows - cells.shape[0] / 2, columns - cells.shape[1] / 2)
     best = np.lexsort((middle, -around))[0]
     return int(rows[best]), int(columns[best])
+
+
+def _marked(flags: np.ndarray) -> np.ndarray:
+    """Boundary cells of a plane, or of a line."""
+    return flags[1:] != flags[:-1] if flags.ndim == 1 else boundary_cells(flags)
+
+
+def _between(values: np.ndarray, place: int, log: bool) -> float:
+    """Middle of the cell that begins at a grid value."""
+    low, high = float(values[place]), float(values[place + 1])
+    return float(np.sqrt(low * high)) if log else (low + high) / 2

@@ -66,7 +66,9 @@ def not_converged(runs: xr.Dataset, cutoff: float = 1.0) -> xr.DataArray:
         ValueError: if `tail_loss` was not recorded.
     """
     if "tail_loss" not in runs:
-        raise ValueError("runs: convergence is read from tail_loss; chain track_tail_loss and record the probe tail_loss")
+        raise ValueError(
+            "runs: convergence is read from tail_loss; chain track_tail_loss and record the probe tail_loss"
+        )
     return (runs["status"] == Outcome.diverged) | ~(runs["tail_loss"].isel(step=-1, drop=True) < cutoff)
 
 
