@@ -81,55 +81,48 @@ def catapult_figure(windows: Mapping[int, xr.Dataset]) -> Figure:
     return figure
 
 
-def transition_figure(
-    roughness: np.ndarray, growth: np.ndarray, points: np.ndarray, located: float, interval: tuple[float, float]
-) -> Figure:
+def transition_figure(roughness: np.ndarray, curves: Mapping[float, Mapping[str, Any]], level: float) -> Figure:
     """Draw the exponent of the boundary of a cosine-perturbed parabola against the roughness of the cosine.
 
     Args:
         roughness: eps / wavelength^2 over its value at which the loss turns non-convex.
-        growth: exponent by which the number of boundary points grows with resolution.
-        points: mean number of boundary points on the finest grid.
-        located, interval: the transition and its interval over starting points.
+        curves: wavelength -> `growth` of the number of boundary points with resolution, `transition`, `interval`.
+        level: exponent from which on a boundary is called fractal.
     """
     with style.house_style():
-        figure = Figure(figsize=(style.WIDTH, 2.6), layout="constrained")
+        figure = Figure(figsize=(style.WIDTH, 2.9), layout="constrained")
+        places = [curve["transition"] for curve in curves.values()]
         head(
             figure,
-            f"The boundary turns fractal at roughness {located:.2f}",
-            "x² + ε cos(2πx/λ). Exponent: growth of the number of boundary learning rates with the resolution of the "
-            "grid. Band: 95 % interval of the midpoint over starts.",
+            f"The boundary turns fractal at roughness {min(places):.2f} to {max(places):.2f}",
+            "x² + ε cos(2πx/λ), starts in [1/2, 3/2]. Exponent: growth of the number of boundary learning rates with "
+            f"the resolution. Bars: 95 % intervals over starts of where it reaches {level:g}.",
         )
-        left = figure.add_subplot()
-        if np.isfinite(interval).all():
-            left.axvspan(*interval, color=style.OUTCOME_COLORS["rises_and_recovers"], alpha=0.45, linewidth=0)
-        left.axvline(1, color=style.GREY, linewidth=0.8, linestyle=(0, (4, 2)))
-        left.annotate(
-            "non-convex",
-            (1, 0.02),
-            (3, 2),
-            xycoords=left.get_xaxis_transform(),
-            textcoords="offset points",
-            color=style.GREY,
-            va="bottom",
-        )
-        left.plot(roughness, growth, "o-", color=style.INK, markersize=3.5, linewidth=1)
-        for value, exponent, count in zip(roughness, growth, points, strict=True):
-            left.annotate(
-                f"{count:.1f}",
-                (value, exponent),
-                (0, 5),
-                textcoords="offset points",
-                ha="center",
-                fontsize=style.SMALL,
-                color=style.GREY,
+        ax = figure.add_subplot()
+        top = 1.2 * max(float(np.nanmax(curve["growth"])) for curve in curves.values())
+        ax.axvline(1, color=style.GREY, linewidth=0.8, linestyle=(0, (4, 2)))
+        words: dict[str, Any] = {"textcoords": "offset points", "color": style.GREY, "va": "top"}
+        ax.annotate("convex", (1, top), (-3, -2), ha="right", **words)
+        ax.annotate("non-convex", (1, top), (3, -2), **words)
+        ax.axhline(level, color=style.RULE, linewidth=0.6)
+        colors = (style.CURVE_COLORS[4], style.CURVE_COLORS[2], style.CURVE_COLORS[1])
+        looks = zip(colors, ("o", "s", "^"), style.CURVE_STYLES, strict=False)
+        for row, ((wavelength, curve), (color, marker, line)) in enumerate(zip(curves.items(), looks, strict=False)):
+            ax.plot(
+                roughness,
+                curve["growth"],
+                marker=marker,
+                linestyle=line,
+                color=color,
+                markersize=3.5,
+                linewidth=1,
+                label=f"λ = {wavelength:g}",
             )
-        left.set(
-            xlabel="roughness, ε/λ² in units of 1/(2π²)",
-            ylabel="exponent of the boundary",
-            ylim=(-0.06, 1.25 * max(float(np.nanmax(growth)), 0.1)),
-        )
-        style.dress(left)
+            low, high = np.clip(curve["interval"], roughness[0], roughness[-1])
+            ax.plot([low, high], [level + (row - 1) * 0.02 * top] * 2, color=color, linewidth=2.2, alpha=0.8)
+        ax.legend(frameon=False, loc="upper left", handlelength=2.6)
+        ax.set(xlabel="roughness, ε/λ² in units of 1/(2π²)", ylabel="exponent of the boundary", ylim=(-0.05 * top, top))
+        style.dress(ax)
         settle(figure)
     return figure
 
@@ -159,10 +152,10 @@ def constants_figure(found: xr.Dataset, published: Mapping[str, Mapping[int, flo
         for name in (str(value) for value in found["constant"].values):
             color, marker, words = looks[name]
             one = found.sel(constant=name)
-            bars = np.abs(np.stack([one["median"] - one["low"], one["high"] - one["median"]]))
-            ax.errorbar(
-                widths, one["median"], bars, fmt=marker + "-", color=color, markersize=4, linewidth=1, capsize=1.5
-            )
+            for width, low, high in zip(widths, one["low"].values, one["high"].values, strict=True):
+                ax.plot([width, width], np.clip([low, high], 1e-3, 1e3), color=color, linewidth=1)
+            shown = one["median"].where(np.isfinite(one["median"]))
+            ax.plot(widths, shown, marker + "-", color=color, markersize=4, linewidth=1)
             if name in published:
                 there = published[name]
                 ax.plot(
@@ -182,12 +175,12 @@ def constants_figure(found: xr.Dataset, published: Mapping[str, Mapping[int, flo
                 textcoords="offset points",
                 color=color,
             )
-        everything = [float(found["low"].min()), float(found["high"].max())]
-        everything += [value for there in published.values() for value in there.values()]
-        finite = [value for value in everything if np.isfinite(value) and value > 0]
+        everything = np.concatenate([found[name].values.ravel() for name in ("low", "median", "high")])
+        everything = np.append(everything, [value for there in published.values() for value in there.values()])
+        finite = everything[np.isfinite(everything) & (everything > 0)]
         most = max([float(widths[-1]), *(float(width) for there in published.values() for width in there)])
         scale_axis(ax, "x", 0.8 * widths[0], 1.25 * most, True)
-        scale_axis(ax, "y", 0.8 * min(finite), 1.45 * max(finite), True)
+        scale_axis(ax, "y", 0.8 * float(finite.min()), 1.45 * float(finite.max()), True)
         ax.set(xlabel="width", ylabel="learning rate × initial sharpness")
         style.dress(ax)
         settle(figure)

@@ -1,4 +1,10 @@
-"""A parabola with a cosine on it: where the set of diverging learning rates stops being an interval."""
+"""A parabola with a cosine on it: where the set of diverging learning rates stops being an interval.
+
+One step of gradient descent is odd, g(x) = x - eta f'(x). Runs beyond the outermost 2-cycle, g(x) = -x, diverge; if g
+maps the inside into itself, one learning rate divides the two fates of a start. Far out (starts of many wavelengths) a
+point about half a wavelength inside is thrown beyond it iff, for some angle t, r (1 + sin t) > (pi/2 + t) / 2: at the
+best t, r (1 + sqrt(1 - 1/(4 r^2))) > (pi/2 + arccos(1/(2 r))) / 2, or r > 0.69. Convexity, r <= 1, does not forbid it.
+"""
 
 from __future__ import annotations
 
@@ -15,60 +21,67 @@ from lossland.problems.trainability import cosine_quadratic
 from lossland.sweeps.execution import run
 from lossland.sweeps.sweep import Outcome, Sweep
 
-WAVELENGTH, STEPS = 0.1, 1000
-RATES = (1.0, 1.05)
-"""Learning rates: below 1 the parabola holds every run, and beyond the second every start has diverged."""
+WAVELENGTHS = (0.1, 0.2, 0.4)
+"""Starts lie 1/2 to 3/2 from the minimum: 10, 5 and 2.5 wavelengths on average."""
+ROUGHNESS = np.array([0.65, 0.75, 0.85, 0.95, 1.05, 1.15, 1.3, 1.5])
 COARSENING = 16
-PLATEAU = 1.2
-"""From this roughness on, the growth is taken for its level past the transition."""
-DRAWS = 2000
+FRACTAL = 0.25
+"""Exponent at which a boundary is called fractal: separate points have 0, and past the transition it is about 1/2."""
+DRAWS = 1000
 
 
 def measure(folder: Path, fast: bool, table: dict[str, Any]) -> tuple[dict[str, Any], list[Path]]:
     """Run everything; returns the numbers of the table and the figures' paths."""
-    starts, resolution = (32, 2048) if fast else (96, 4096)
-    roughness = np.array([0.7, 0.8, 0.85, 0.9, 0.95, 1.0, 1.05, 1.1, 1.2, 1.3, 1.4])
-    rates = np.linspace(*RATES, resolution + 1)
-    changes = {}
-    for value in roughness:
-        sweep = Sweep(
-            {"roughness": [value], "wavelength": [WAVELENGTH], "learning_rate": rates},
-            starts,
-            STEPS,
-            STEPS,
-            dtype="float64",
-        )
-        runs = run(cosine_quadratic(), optax.sgd, sweep, ["loss"], progress=False)
-        changes[value] = sign_changes(unbounded(runs).isel(roughness=0, wavelength=0), COARSENING)
-    fine, coarse = (np.array([changes[value][index] for value in roughness]) for index in (0, 1))
-    located = transition(roughness, fine, coarse)
-    generator = np.random.default_rng(0)
-    draws = [generator.integers(starts, size=starts) for _ in range(DRAWS)]
-    resampled = np.array([transition(roughness, fine[:, draw], coarse[:, draw]) for draw in draws])
-    low, high = (float(value) for value in np.nanpercentile(resampled, [2.5, 97.5]))
-    smooth = roughness < 0.8
+    starts, resolution = (32, 1024) if fast else (96, 2048)
+    curves: dict[float, dict[str, Any]] = {}
+    for wavelength in WAVELENGTHS:
+        fine, coarse = counts(wavelength, starts, resolution)
+        generator = np.random.default_rng(0)
+        draws = [generator.integers(starts, size=starts) for _ in range(DRAWS)]
+        resampled = [transition(growth(fine[:, draw], coarse[:, draw])) for draw in draws]
+        curves[wavelength] = {
+            "growth": growth(fine, coarse),
+            "points": fine.mean(1),
+            "transition": transition(growth(fine, coarse)),
+            "interval": [float(value) for value in np.percentile(resampled, [2.5, 97.5])],
+        }
+    located = [curve["transition"] for curve in curves.values()]
     numbers = {
-        "transition_roughness": located,
-        "transition_eps_over_wavelength_squared": located / (2 * np.pi**2),
-        "transition_interval": [low, high],
-        "boundary_points_where_smooth": float(fine[smooth].mean()),
-        "growth_past_the_transition": float(growth(fine, coarse)[roughness >= PLATEAU].mean()),
+        **{f"transition_at_wavelength_{w:g}": curves[w]["interval"] for w in WAVELENGTHS[:2]},
+        "transition_moves_with_wavelength": max(located) / min(located),
+        "transition_over_wavelengths": [min(located), max(located)],
+        "transition_eps_over_wavelength_squared": [value / (2 * np.pi**2) for value in (min(located), max(located))],
+        "boundary_points_where_no_run_can_leave": max(float(curve["points"][0]) for curve in curves.values()),
+        "exponent_past_the_transition": max(float(curve["growth"][-1]) for curve in curves.values()),
     }
-    figure = transition_figure(roughness, growth(fine, coarse), fine.mean(1), located, (low, high))
-    return numbers, figures.save(figure, folder / "cosine_quadratic")
+    return numbers, figures.save(transition_figure(ROUGHNESS, curves, FRACTAL), folder / "cosine_quadratic")
+
+
+def counts(wavelength: float, starts: int, resolution: int) -> tuple[np.ndarray, np.ndarray]:
+    """Count boundary points of every start at every roughness, on a grid of learning rates and on every n-th of it.
+
+    Below 1 the parabola holds every run; the range above it holds the boundary of every start, at about 1 + roughness
+    wavelength / (2 pi start). There a run grows by about a third of a wavelength at every step.
+    """
+    rates = np.linspace(1, 1 + 0.7 * wavelength, resolution + 1)
+    steps = round(60 / wavelength)
+    sweep = Sweep(
+        {"roughness": ROUGHNESS, "wavelength": [wavelength], "learning_rate": rates},
+        starts,
+        steps,
+        steps,
+        dtype="float64",
+    )
+    lost = unbounded(run(cosine_quadratic(), optax.sgd, sweep, ["loss"], progress=False)).isel(wavelength=0)
+    flags = lost.transpose("roughness", "seed", "learning_rate").values
+    both = [(line[..., 1:] != line[..., :-1]).sum(-1) for line in (flags, flags[..., ::COARSENING])]
+    return both[0], both[1]
 
 
 def unbounded(runs: xr.Dataset) -> xr.DataArray:
     """Say which runs left: the parabola grows without bound where |x| does, and never lets a run stop far out."""
     left = runs["loss"].isel(step=-1, drop=True) > 1e3 * runs["loss"].isel(step=0, drop=True)
     return (runs["status"] == Outcome.diverged) | left
-
-
-def sign_changes(lost: xr.DataArray, coarsening: int) -> tuple[np.ndarray, np.ndarray]:
-    """Count, start by start, how often the outcome changes along the learning rate: (on the grid, on every n-th of
-    it)."""
-    flags = lost.transpose("seed", "learning_rate").values
-    return tuple((line[:, 1:] != line[:, :-1]).sum(1) for line in (flags, flags[:, ::coarsening]))  # type: ignore
 
 
 def growth(fine: np.ndarray, coarse: np.ndarray) -> np.ndarray:
@@ -79,16 +92,13 @@ def growth(fine: np.ndarray, coarse: np.ndarray) -> np.ndarray:
     return np.log(fine.mean(-1) / coarse.mean(-1)) / np.log(COARSENING)
 
 
-def transition(roughness: np.ndarray, fine: np.ndarray, coarse: np.ndarray) -> float:
-    """Locate the roughness at which the exponent first reaches half its level past the transition, interpolated."""
-    exponent = growth(fine, coarse)
-    half = exponent[roughness >= PLATEAU].mean() / 2
-    above = np.flatnonzero(exponent >= half)
-    if not above.size or half <= 0:
-        return float("nan")
-    first = above[0]
-    if first == 0:
-        return float(roughness[0])
-    left, right = exponent[first - 1], exponent[first]
-    share = (half - left) / (right - left)
-    return float(roughness[first - 1] + share * (roughness[first] - roughness[first - 1]))
+def transition(exponent: np.ndarray) -> float:
+    """Locate the roughness at which the exponent first reaches `FRACTAL`, interpolated; inf where it never does."""
+    above = np.flatnonzero(exponent >= FRACTAL)
+    if not above.size:
+        return float("inf")
+    if above[0] == 0:
+        return float(ROUGHNESS[0])
+    left, right = exponent[above[0] - 1], exponent[above[0]]
+    share = (FRACTAL - left) / (right - left)
+    return float(ROUGHNESS[above[0] - 1] + share * (ROUGHNESS[above[0]] - ROUGHNESS[above[0] - 1]))

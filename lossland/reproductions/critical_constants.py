@@ -15,21 +15,22 @@ from lossland.problems.datasets import digits
 from lossland.problems.problem import Problem
 from lossland.stability.constants import critical_constants
 from lossland.sweeps.execution import run
+from lossland.sweeps.probes import sharpness_probe
 from lossland.sweeps.sweep import Sweep
 
-DEPTH, EXAMPLES, EARLY, LATE = 4, 256, 10, 200
-"""Hidden layers, examples, the steps that count as early training (the source's 10), and those to tell divergence."""
+DEPTH, EARLY, LATE = 2, 10, 100
+"""Hidden layers, the steps that count as early training (the source's 10), and those to tell divergence."""
 SCALE = float(np.sqrt(2))
 """Weights of variance 2 / fan-in, which keeps the size of a signal behind ReLU."""
-EARLY_RANGE, LATE_RANGE = (1.2, 12.0), (4.0, 60.0)
+EARLY_RANGE, LATE_RANGE = (1.5, 14.0), (6.0, 40.0)
 """Learning rate x initial sharpness, for every seed."""
 
 
 def measure(folder: Path, fast: bool, table: dict[str, Any]) -> tuple[dict[str, Any], list[Path]]:
     """Run everything; returns the numbers of the table and the figures' paths."""
-    widths = (16, 64) if fast else (32, 64, 128, 256)
-    seeds, spacing = (8, 0.15) if fast else (16, 0.1)
-    pieces = [constants(width, seeds, spacing) for width in widths]
+    widths = (32, 128) if fast else (64, 128, 256, 512)
+    seeds, examples, spacing = (6, 64, 0.25) if fast else (12, 128, 0.125)
+    pieces = [constants(width, examples, seeds, spacing) for width in widths]
     found = xr.concat(pieces, xr.DataArray(list(widths), dims="width", name="width")).assign_attrs(num_seeds=seeds)
     loss, sharp, most = (found.sel(constant=name) for name in ("c_loss", "c_sharp", "c_max"))
     published = {
@@ -47,16 +48,17 @@ def measure(folder: Path, fast: bool, table: dict[str, Any]) -> tuple[dict[str, 
     return numbers, figures.save(constants_figure(found, published), folder / "critical_constants")
 
 
-def constants(width: int, seeds: int, spacing: float) -> xr.Dataset:
+def constants(width: int, examples: int, seeds: int, spacing: float) -> xr.Dataset:
     """Measure c_loss and c_sharp in early training and c_max by longer runs, over one grid that holds every seed's."""
-    problem = digits((width,) * DEPTH, "relu", "mse", EXAMPLES)
-    start = _train(problem, np.array([1e-9]), seeds, 1, ["sharpness"], 1)["sharpness"].isel(step=0)
+    problem = digits((width,) * DEPTH, "relu", "mse", examples)
+    probes = ["loss", sharpness_probe(tol=1e-3)]
+    start = _train(problem, np.array([1e-9]), seeds, EARLY, probes, 1)["sharpness"].isel(step=0)
     least, largest = float(start.min()), float(start.max())
 
     def rates(low: float, high: float) -> np.ndarray:
         return np.exp(np.arange(np.log(low / largest), np.log(high / least) + spacing, spacing))
 
-    early = _train(problem, rates(*EARLY_RANGE), seeds, EARLY, ["loss", "sharpness"], 1)
+    early = _train(problem, rates(*EARLY_RANGE), seeds, EARLY, probes, 1)
     late = _train(problem, rates(*LATE_RANGE), seeds, LATE, ["loss"], LATE // 20)
     # Sharpness at the start is the same in both: a seed fixes the weights.
     late["sharpness"] = early["sharpness"].isel(step=0, learning_rate=0, drop=True) * xr.ones_like(late["loss"])
@@ -68,7 +70,7 @@ def constants(width: int, seeds: int, spacing: float) -> xr.Dataset:
     return xr.concat([one[kept].isel(scale=0, drop=True) for one in found], "constant")
 
 
-def _train(problem: Problem, rates: np.ndarray, seeds: int, steps: int, probes: list[str], every: int) -> xr.Dataset:
+def _train(problem: Problem, rates: np.ndarray, seeds: int, steps: int, probes: list[Any], every: int) -> xr.Dataset:
     sweep = Sweep({"scale": [SCALE], "learning_rate": rates}, seeds, steps, every)
     return run(problem, optax.sgd, sweep, probes, progress=False)
 
