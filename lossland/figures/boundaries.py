@@ -48,17 +48,25 @@ def plot_boundary(ax: Axes, found: xr.Dataset, seed: int | None = None, edges: b
         ax.scatter(middle[x][columns], middle[y][rows], s=max(size, 0.5) ** 2, color=color, marker="s", linewidths=0)
     for name, which in ((x, "x"), (y, "y")):
         low, high = sides[name][0], sides[name][-1]
-        if log[name] and high > 3 * low:
+        if log[name] and high > 1e3 * low:
             scale_axis(ax, which, low, high, True)  # type: ignore[arg-type]
         else:
             # Ticks at the ends, with as many digits as tell them apart: inside a zoom all between look alike.
             ax.set(**{f"{which}scale": "log" if log[name] else "linear", f"{which}lim": (low, high)})
             axis = ax.xaxis if which == "x" else ax.yaxis
             ends = [values[name][0], values[name][-1]]
-            digits = max(3, int(np.ceil(-np.log10(abs(ends[1] / ends[0] - 1)))) + 2) if ends[0] else 3
+            digits = 3 if not ends[0] else int(np.clip(2 - np.log10(abs(ends[1] / ends[0] - 1)), 2, 17))
             axis.set_major_locator(FixedLocator(ends))
             axis.set_major_formatter(FixedFormatter([f"{end:.{digits}g}" for end in ends]))
             axis.set_minor_locator(NullLocator())
+            labels = axis.get_ticklabels()
+            if which == "x":
+                labels[0].set_horizontalalignment("left")
+                labels[-1].set_horizontalalignment("right")
+            else:
+                axis.set_tick_params(labelrotation=90)
+                labels[0].set_verticalalignment("bottom")
+                labels[-1].set_verticalalignment("top")
     ax.set_xlabel(x.replace("_", " "), fontsize=style.TEXT)
     ax.set_ylabel(y.replace("_", " "), fontsize=style.TEXT)
 
@@ -72,7 +80,7 @@ def boundary_figure(maps: Mapping[str, tuple[list[xr.Dataset], str]], title: str
         note: how it was made.
     """
     with style.house_style():
-        figure = Figure(figsize=(2 * style.WIDTH, 3.5), layout="constrained")
+        figure = Figure(figsize=(2 * style.WIDTH, 3.7), layout="constrained")
         head(figure, title, note)
         axes: Any = figure.subplots(2, len(maps), squeeze=False)
         for column, (name, (pair, words)) in enumerate(maps.items()):
@@ -81,6 +89,8 @@ def boundary_figure(maps: Mapping[str, tuple[list[xr.Dataset], str]], title: str
                 ax.set_box_aspect(1)
                 plot_boundary(ax, found)
                 style.dress(ax)
+                if column and ax.get_ylabel() == axes[row, 0].get_ylabel():
+                    ax.set_ylabel("")
                 if row == 0:
                     ax.set_title(f"{name}\n{words}", loc="left", fontsize=style.TEXT)
         settle(figure)

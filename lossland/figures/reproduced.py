@@ -168,12 +168,14 @@ def constants_figure(found: xr.Dataset, published: Mapping[str, Mapping[int, flo
                     markersize=4,
                     linewidth=0.8,
                 )
+            last = int(np.flatnonzero(np.isfinite(one["median"].values))[-1])
             ax.annotate(
                 f"{name}: {words}" if name == "c_max" else f"{name}: {words} rises",
-                (widths[0], float(one["median"][0])),
-                (0, 9),
+                (widths[last], float(one["median"][last])),
+                (6, 3 if name != "c_loss" else -3),
                 textcoords="offset points",
                 color=color,
+                va="bottom" if name != "c_loss" else "top",
             )
         everything = np.concatenate([found[name].values.ravel() for name in ("low", "median", "high")])
         everything = np.append(everything, [value for there in published.values() for value in there.values()])

@@ -66,10 +66,8 @@ PANELS = {
     "linear": Panel("identity", "linear", RATES, layers),
     "relu": Panel("relu", "ReLU", RATES, layers),
     "tanh": Panel("tanh", "tanh", RATES, layers),
-    "offset_once": Panel("tanh", "offset added once", OFFSET, plain),
-    "offset_every_step": Panel(
-        "tanh", "offset at every step", Plane(OFFSET.x, OFFSET.y, {"drift_amount": "x"}), drifting
-    ),
+    "offset_once": Panel("tanh", "offset, once", OFFSET, plain),
+    "offset_every_step": Panel("tanh", "offset, always", Plane(OFFSET.x, OFFSET.y, {"drift_amount": "x"}), drifting),
 }
 
 
@@ -84,8 +82,8 @@ class Size:
     factor: float
 
 
-FAST = Size(resolution=32, num_steps=100, seeds=3, frames=2, factor=4.0)
-FULL = Size(resolution=64, num_steps=500, seeds=3, frames=4, factor=4.0)
+FAST = Size(resolution=32, num_steps=100, seeds=2, frames=2, factor=8.0)
+FULL = Size(resolution=64, num_steps=500, seeds=4, frames=4, factor=8.0)
 
 
 def measure(folder: Path, fast: bool, table: dict[str, Any]) -> tuple[dict[str, Any], list[Path]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -30,13 +31,19 @@ def box_counts(cells: Any) -> tuple[np.ndarray, np.ndarray]:
     flags = np.asarray(cells, bool)
     if not flags.ndim or min(flags.shape) < 2:
         raise ValueError(f"cells: expected at least 2 cells along each axis, got shape {flags.shape}")
-    places = np.argwhere(flags)
+    places = np.nonzero(flags)
     sizes = 2 ** np.arange(max(1, int(np.log2(min(flags.shape) / LARGEST)) + 1))
     counts = []
     for size in sizes:
         shifts = np.arange(0, size, max(1, size // 4))
-        grids = np.stack(np.meshgrid(*[shifts] * flags.ndim, indexing="ij"), -1).reshape(-1, flags.ndim)
-        counts.append(min(len(np.unique((places + shift) // size, axis=0)) for shift in grids))
+        boxes = [length // int(size) + 2 for length in flags.shape]
+        covers = []
+        for shift in itertools.product(shifts, repeat=flags.ndim):
+            index = [(place + by) // size for place, by in zip(places, shift, strict=True)]
+            occupied = np.zeros(boxes, bool)
+            occupied[tuple(index)] = True
+            covers.append(int(occupied.sum()))
+        counts.append(min(covers))
     return sizes, np.array(counts)
 
 
