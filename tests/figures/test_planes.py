@@ -1,5 +1,7 @@
 """Pictures of planes: phase diagrams, boundaries, frames of a zoom; what is drawn is what was measured."""
 
+import itertools
+
 import numpy as np
 import pytest
 import xarray as xr
@@ -57,7 +59,7 @@ def test_colours_of_a_phase_diagram_are_the_classes(phases):
 def test_outcomes_darken_as_they_get_worse():
     order = ["never_rises", "rises_and_recovers", "edge_of_stability", "diverges", "non_finite"]
     shades = [lightness(CLASS_COLORS[name]) for name in order]
-    assert all(a - b > 15 for a, b in zip(shades, shades[1:], strict=False))
+    assert all(a - b > 15 for a, b in itertools.pairwise(shades))
 
 
 def test_a_phase_figure_says_what_it_counts_and_keys_what_occurs(phases):
