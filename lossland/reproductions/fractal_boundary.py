@@ -12,7 +12,7 @@ import optax
 import xarray as xr
 
 from lossland import figures
-from lossland.figures.boundaries import boundary_figure
+from lossland.figures.planes import boundary_figure
 from lossland.problems.trainability import mean_field_network
 from lossland.stability.boundaries import Axis, Plane, boundary, boundary_cells
 from lossland.stability.fractal import box_dimension, dimension_dependence, local_dimensions, richest, typical, zoom
@@ -73,11 +73,8 @@ PANELS = {
 
 @dataclass(frozen=True)
 class Size:
-    """How much is trained.
-
-    Points along a side, steps, seeds, frames of a zoom and how much shorter each is; points along a side of the map by
-    which refinement is compared with training everything.
-    """
+    """How much is trained: points along a side, steps, seeds, frames of a zoom, how much shorter each is, and points
+    along a side of the map by which refinement is compared with training everything."""
 
     resolution: int
     num_steps: int
@@ -117,11 +114,12 @@ def measure(folder: Path, fast: bool, table: dict[str, Any]) -> tuple[dict[str, 
     for name in dict.fromkeys(changes["setting"].values):
         here = changes["difference"].where(changes["setting"] == name, drop=True)
         numbers[f"dimension_changes_with_{name}"] = float(abs(here).max())
+    shrunk = size.factor ** (size.frames - 1)
     note = (
-        f"16 hidden units, float64, {size.num_steps} steps, {size.resolution} × {size.resolution} points a frame. Above: "
-        f"the first of {size.frames} frames, below the last, {size.factor ** (size.frames - 1):g} times smaller, around "
-        "a boundary cell drawn at random (offset) or where the boundary is densest (the others). Numbers: median slope "
-        f"over box sizes and frames, mean over {size.seeds} seeds with 95 % interval. Light converges."
+        f"16 hidden units, float64, {size.num_steps} steps, {size.resolution} × {size.resolution} points a frame. "
+        f"Above: the first of {size.frames} frames, below the last, {shrunk:g} times smaller, around a boundary cell "
+        "drawn at random (offset) or where the boundary is densest (the others). Numbers: median slope over box sizes "
+        f"and frames, mean over {size.seeds} seeds with 95 % interval. Light converges."
     )
     paths = figures.save(
         boundary_figure(maps, "How rough a boundary is depends on where one looks", note), folder / "fractal_boundary"

@@ -44,7 +44,7 @@ def track_tail_loss(num_steps: int, last: int = 20) -> optax.GradientTransformat
         dtype = jnp.promote_types(jnp.result_type(*jax.tree.leaves(params)), jnp.float32)
         return TailLossState(jnp.int32(0), jnp.ones((), dtype), jnp.zeros((), dtype))
 
-    def update(updates: Any, state: TailLossState, params: Any = None, *, value: Any, **extra: Any) -> Any:
+    def update(updates: Any, state: Any, params: Any = None, *, value: Any = None, **extra: Any) -> Any:
         first = jnp.where(state.tail_step == 0, value, state.tail_first).astype(state.tail_first.dtype)
         share = jnp.where(jnp.isfinite(value), jnp.minimum(value / first, CLIP), CLIP)
         counted = jnp.where(state.tail_step >= num_steps - last, share / last, 0)
@@ -74,7 +74,7 @@ def not_converged(runs: xr.Dataset, cutoff: float = 1.0) -> xr.DataArray:
 
 def per_layer_sgd(input_rate: Any, output_rate: Any) -> optax.GradientTransformation:
     """Build gradient descent with a learning rate for each layer of a network of parameters "input" and "output"."""
-    rates = {"input": optax.sgd(input_rate), "output": optax.sgd(output_rate)}
+    rates: Any = {"input": optax.sgd(input_rate), "output": optax.sgd(output_rate)}
     return optax.partition(rates, {"input": "input", "output": "output"})
 
 

@@ -8,8 +8,8 @@ import xarray as xr
 from matplotlib.collections import QuadMesh
 from matplotlib.figure import Figure
 
-from lossland.figures.boundaries import boundary_figure, plot_boundary, save_frames
 from lossland.figures.phases import CLASS_COLORS, phase_diagram_figure, plot_phase_diagram
+from lossland.figures.planes import boundary_figure, plot_boundary, save_frames
 from lossland.stability.boundaries import Axis, Plane, boundary_cells
 from lossland.stability.phases import CLASSES
 
