@@ -15,7 +15,12 @@ if TYPE_CHECKING:
     from lossland import curvature, figures, landscapes, problems
     from lossland.optimizers import Optimizer, Schedule
     from lossland.problems.problem import Problem
+    from lossland.stability.boundaries import Axis, Plane, boundary
+    from lossland.stability.constants import catapult_window, critical_constants
+    from lossland.stability.cutoffs import Cutoffs
+    from lossland.stability.fractal import boundary_dimension, zoom
     from lossland.stability.maps import critical_learning_rate, stability_map
+    from lossland.stability.phases import classes, cutoff_sensitivity, outcome_probability, phase_diagram
     from lossland.sweeps.execution import run
     from lossland.sweeps.lazy import load
     from lossland.sweeps.planning import plan
@@ -34,6 +39,18 @@ _HOME = {
     "Schedule": "lossland.optimizers",
     "Problem": "lossland.problems.problem",
     "Sweep": "lossland.sweeps.sweep",
+    "Axis": "lossland.stability.boundaries",
+    "Plane": "lossland.stability.boundaries",
+    "boundary": "lossland.stability.boundaries",
+    "boundary_dimension": "lossland.stability.fractal",
+    "catapult_window": "lossland.stability.constants",
+    "classes": "lossland.stability.phases",
+    "critical_constants": "lossland.stability.constants",
+    "cutoff_sensitivity": "lossland.stability.phases",
+    "Cutoffs": "lossland.stability.cutoffs",
+    "outcome_probability": "lossland.stability.phases",
+    "phase_diagram": "lossland.stability.phases",
+    "zoom": "lossland.stability.fractal",
     "critical_learning_rate": "lossland.stability.maps",
     "plan": "lossland.sweeps.planning",
     "load": "lossland.sweeps.lazy",
@@ -43,22 +60,34 @@ _HOME = {
 }
 
 __all__ = [
+    "Axis",
+    "Cutoffs",
     "Optimizer",
     "Outcome",
+    "Plane",
     "Probe",
     "Problem",
     "Schedule",
     "Sweep",
+    "boundary",
+    "boundary_dimension",
+    "catapult_window",
+    "classes",
+    "critical_constants",
     "critical_learning_rate",
     "curvature",
+    "cutoff_sensitivity",
     "figures",
     "landscapes",
     "load",
+    "outcome_probability",
+    "phase_diagram",
     "plan",
     "problems",
     "run",
     "stability_map",
     "threshold",
+    "zoom",
 ]
 
 

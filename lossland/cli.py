@@ -89,9 +89,12 @@ class Reproduce:
     """
 
     name: tyro.conf.Positional[str | None] = None
-    """Which target: linear_regression or numpy_mlp. Default: all of them."""
+    """Which target: linear_regression, numpy_mlp, catapult, cosine_quadratic, critical_constants or fractal_boundary.
+    Default: all of them."""
+    all: bool = False
+    """Reproduce all targets."""
     json: bool = False
-    """Print a JSON list of objects with keys name, expected, tolerance, measured, verdict."""
+    """Print a JSON list of objects with keys name, expected, tolerance, measured, verdict, seconds."""
     fast: bool = False
     """Fewer runs, for a quick check."""
     out: Path | None = None
@@ -100,6 +103,8 @@ class Reproduce:
     def __call__(self) -> int:
         from lossland.reproductions import reproduce
 
+        if self.all and self.name is not None:
+            raise ValueError(f"reproduce: --all and the name {self.name} exclude each other; keep one")
         return reproduce(self.name, as_json=self.json, fast=self.fast, out=self.out)
 
 

@@ -11,11 +11,20 @@ import inspect
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from lossland.problems import datasets, flax_modules, label_noise, networks, problem, reported, synthetic
+    from lossland.problems import (
+        datasets,
+        flax_modules,
+        label_noise,
+        networks,
+        problem,
+        reported,
+        synthetic,
+        trainability,
+    )
     from lossland.problems.label_noise import with_label_noise
     from lossland.problems.problem import Problem
 
-_MODULES = ("datasets", "flax_modules", "label_noise", "networks", "problem", "reported", "synthetic")
+_MODULES = ("datasets", "flax_modules", "label_noise", "networks", "problem", "reported", "synthetic", "trainability")
 
 NAMES: dict[str, tuple[str, str]] = {
     "linear_regression": (
@@ -52,6 +61,7 @@ __all__ = [
     "problem",
     "reported",
     "synthetic",
+    "trainability",
     "with_label_noise",
 ]
 

@@ -9,13 +9,10 @@ from typing import Literal
 import numpy as np
 import xarray as xr
 
+from lossland.stability.cutoffs import CUTOFFS, Cutoffs
+from lossland.stability.intervals import COVERAGE
 from lossland.sweeps.sweep import Outcome
 from lossland.sweeps.trajectories import sweep_of
-
-TAIL = 0.1
-"""The end of a run is the median of this last share of its recorded losses."""
-COVERAGE = 0.95
-"""Nominal coverage of intervals over seeds."""
 
 OUTCOMES = {
     "never_rises": "no step raised the training loss",
@@ -25,27 +22,23 @@ OUTCOMES = {
 Event = Literal["diverges", "rises"]
 
 
-def outcomes(runs: xr.Dataset) -> xr.Dataset:
+def outcomes(runs: xr.Dataset, cutoffs: Cutoffs = CUTOFFS) -> xr.Dataset:
     """Classify every run: booleans `never_rises`, `rises_and_recovers`, `diverges`, with the dims of `status`.
 
     A run diverges if its loss became non-finite, or if it rose and the median of its last recorded losses is not below
     the loss at step 0 (a bounded loss never overflows, however useless the run). It rises if any step, recorded or not,
     raised the loss by more than rounding. Exactly one of the three holds for a run that was computed, none for one that
-    was not.
+    was not. The share of records that make the end, and what counts as recovered, are those of `cutoffs`.
 
     Raises:
         ValueError: if the dataset was not made by `ll.run` with the probe "loss".
     """
-    sweep_of(runs)
-    if "loss" not in runs:
-        raise ValueError("runs: outcomes are read from the loss; record it with probes=['loss', ...]")
+    end = end_of(runs, "loss", cutoffs)
     computed = runs["status"] != Outcome.not_run
-    num_tail = max(1, math.ceil(TAIL * runs.sizes["step"]))
-    # A run that stopped early has no end; its records there are NaN, which is why status is asked first.
-    end = runs["loss"].isel(step=slice(-num_tail, None)).median("step", skipna=False)
     rose = runs["first_rise_step"] >= 0
+    first = runs["loss"].isel(step=0, drop=True)
     # A run that never rose has not diverged, even if its steps were too small to lower the loss.
-    lost = (runs["status"] == Outcome.diverged) | (rose & ~(end < runs["loss"].isel(step=0, drop=True)))
+    lost = (runs["status"] == Outcome.diverged) | (rose & ~(end < first + (cutoffs.recovery - 1) * abs(first)))
     kinds = {"never_rises": ~lost & ~rose, "rises_and_recovers": ~lost & rose, "diverges": lost}
     return xr.Dataset(
         {
@@ -56,6 +49,19 @@ def outcomes(runs: xr.Dataset) -> xr.Dataset:
         },
         attrs=runs.attrs,
     )
+
+
+def end_of(runs: xr.Dataset, name: str, cutoffs: Cutoffs = CUTOFFS) -> xr.DataArray:
+    """Take the median of a record over the end of every run; NaN where a run stopped early (ask `status` first).
+
+    Raises:
+        ValueError: if the dataset was not made by `ll.run` with the probe that records `name`.
+    """
+    sweep_of(runs)
+    if name not in runs:
+        raise ValueError(f"runs: outcomes are read from the {name}; record it with probes=['{name}', ...]")
+    num_tail = max(1, math.ceil(cutoffs.tail * runs.sizes["step"]))
+    return runs[name].isel(step=slice(-num_tail, None)).median("step", skipna=False)
 
 
 def stability_map(runs: xr.Dataset) -> xr.Dataset:
@@ -120,37 +126,8 @@ def critical_learning_rate(runs: xr.Dataset, event: Event = "diverges") -> xr.Da
         raise ValueError(f"event: expected 'diverges' or 'rises', got {event!r}")
     happened = kinds["diverges"] if event == "diverges" else kinds["diverges"] | kinds["rises_and_recovers"]
     computed = runs["status"] != Outcome.not_run
-    happened, computed = happened.sortby("learning_rate"), computed.sortby("learning_rate")
-    axis = happened.get_axis_num("learning_rate")
-    rates = happened["learning_rate"].values.astype(float)
-    flags = np.moveaxis(happened.values, axis, -1)
-    known = np.moveaxis(computed.values, axis, -1)
-    first = np.where(flags.any(-1), flags.argmax(-1), len(rates))
-    below = _last_rate(rates, known & (np.arange(len(rates)) < first[..., None]))
-    above = np.append(rates, np.inf)[first]
-    last_safe = _last_rate(rates, known & ~flags)
-    below, above, last_safe = (np.where(known.any(-1), bound, np.nan) for bound in (below, above, last_safe))
-    critical = np.where(np.isinf(above), np.inf, np.sqrt(below * above))
-    dims = [dim for dim in happened.dims if dim != "learning_rate"]
-    coordinates = {dim: runs[dim] for dim in dims}
-    result = xr.Dataset(
-        {
-            "critical_learning_rate": (
-                dims,
-                critical,
-                {"units": "1", "description": f"smallest rate that {event}, per seed"},
-            ),
-            "below": (dims, below, {"units": "1", "description": "last rate of the grid before the critical one"}),
-            "above": (dims, above, {"units": "1", "description": "first rate of the grid past the critical one"}),
-            "last_safe_learning_rate": (
-                dims,
-                last_safe,
-                {"units": "1", "description": "largest rate without the event"},
-            ),
-        },
-        coordinates,
-        {**runs.attrs, "event": event},
-    )
+    result = bracket(happened, computed).assign_attrs({**runs.attrs, "event": event})
+    result["critical_learning_rate"].attrs["description"] = f"smallest rate that {event}, per seed"
     if "relative_sharpness" in runs:
         # threshold x learning rate is a constant of the optimizer, so every rate of the grid predicts the same value.
         first_ratio = runs["relative_sharpness"].isel(step=0, drop=True).where(lambda ratio: ratio > 0)
@@ -160,12 +137,52 @@ def critical_learning_rate(runs: xr.Dataset, event: Event = "diverges") -> xr.Da
         result["predicted"] = predicted.assign_attrs(
             units="1", description="learning rate at which the sharpness at step 0 equals the threshold"
         )
-    middle = median_over_seeds(result["critical_learning_rate"])
-    # What the grid leaves open belongs to the interval: its ends are those of the bracketing rates.
-    result["median"], result["coverage"] = middle["median"], middle["coverage"]
-    result["low"] = median_over_seeds(result["below"])["low"]
-    result["high"] = median_over_seeds(result["above"])["high"]
-    return result
+    return result.assign(
+        median_of_bracket(result["critical_learning_rate"], result["below"], result["above"]),
+    )
+
+
+def bracket(happened: xr.DataArray, computed: xr.DataArray) -> xr.Dataset:
+    """Find, run by run along `learning_rate`, where an event first happens.
+
+    Equation: critical = sqrt(below x above).
+
+    Returns:
+        Dataset over the other dims with `critical_learning_rate`, `below`, `above`, `last_safe_learning_rate`: 0 and
+        inf where the event lies off the grid, NaN where nothing was computed.
+    """
+    happened, computed = happened.sortby("learning_rate"), computed.sortby("learning_rate")
+    axis = happened.get_axis_num("learning_rate")
+    rates = happened["learning_rate"].values.astype(float)
+    flags = np.moveaxis(happened.values, axis, -1)
+    known = np.moveaxis(computed.transpose(*happened.dims).values, axis, -1)
+    first = np.where(flags.any(-1), flags.argmax(-1), len(rates))
+    below = _last_rate(rates, known & (np.arange(len(rates)) < first[..., None]))
+    above = np.append(rates, np.inf)[first]
+    last_safe = _last_rate(rates, known & ~flags)
+    below, above, last_safe = (np.where(known.any(-1), bound, np.nan) for bound in (below, above, last_safe))
+    critical = np.where(np.isinf(above), np.inf, np.sqrt(below * above))
+    dims = [dim for dim in happened.dims if dim != "learning_rate"]
+    about = {
+        "critical_learning_rate": (critical, "smallest rate with the event"),
+        "below": (below, "last rate of the grid before the critical one"),
+        "above": (above, "first rate of the grid past the critical one"),
+        "last_safe_learning_rate": (last_safe, "largest rate without the event"),
+    }
+    return xr.Dataset(
+        {name: (dims, values, {"units": "1", "description": text}) for name, (values, text) in about.items()},
+        {dim: happened[dim] for dim in dims},
+    )
+
+
+def median_of_bracket(critical: xr.DataArray, below: xr.DataArray, above: xr.DataArray) -> dict[str, xr.DataArray]:
+    """Take the median over seeds of a bracketed value: `median`, `low`, `high`, `coverage`, as `median_over_seeds`.
+
+    What the grid leaves open belongs to the interval: its ends are those of the bracketing values.
+    """
+    middle = median_over_seeds(critical)
+    ends = {"low": median_over_seeds(below)["low"], "high": median_over_seeds(above)["high"]}
+    return {"median": middle["median"], "coverage": middle["coverage"], **ends}
 
 
 def median_over_seeds(values: xr.DataArray) -> dict[str, xr.DataArray]:
