@@ -65,7 +65,7 @@ def test_outcomes_darken_as_they_get_worse():
 def test_a_phase_figure_says_what_it_counts_and_keys_what_occurs(phases):
     figure = phase_diagram_figure(phases)
     assert "8 runs" in figure.get_supxlabel().replace("\n", " ")
-    keyed = [text.get_text() for text in figure.legends[0].get_texts()]
+    keyed = [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
     assert keyed == [name.replace("_", " ") for name in CLASSES]
 
 
