@@ -41,11 +41,9 @@ def plot_boundary(ax: Axes, found: xr.Dataset, seed: int | None = None, edges: b
     flags = one.values
     ax.pcolormesh(sides[x], sides[y], flags, cmap=SHADES, vmin=0, vmax=1, rasterized=True)
     if edges:
-        rows, columns = np.nonzero(boundary_cells(flags))
-        middle = {name: _middles(values[name], log[name]) for name in (x, y)}
-        size = 72 * ax.get_window_extent().width / ax.figure.dpi / len(values[x])
-        color = style.OUTCOME_COLORS["rises_and_recovers"]
-        ax.scatter(middle[x][columns], middle[y][rows], s=max(size, 0.5) ** 2, color=color, marker="s", linewidths=0)
+        cells = np.ma.masked_equal(boundary_cells(flags).astype(float), 0)
+        color = ListedColormap([style.OUTCOME_COLORS["rises_and_recovers"]])
+        ax.pcolormesh(values[x], values[y], cells, cmap=color, rasterized=True, zorder=2)
     for name, which in ((x, "x"), (y, "y")):
         low, high = sides[name][0], sides[name][-1]
         if log[name] and high > 1e3 * low:
@@ -131,10 +129,6 @@ def save_frames(frames: Iterable[tuple[Any, xr.Dataset]], folder: str | os.PathL
             figure.savefig(path, format="png", dpi=FRAME_DOTS, metadata={"Software": None})
         paths.append(path)
     return paths
-
-
-def _middles(values: np.ndarray, log: bool) -> np.ndarray:
-    return np.sqrt(values[1:] * values[:-1]) if log else (values[1:] + values[:-1]) / 2
 
 
 def _plain(value: float, digits: int) -> str:
