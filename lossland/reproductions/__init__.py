@@ -17,7 +17,7 @@ from typing import Any
 
 from lossland import strict_json
 
-NAMES = ("linear_regression", "numpy_mlp")
+NAMES = ("linear_regression", "numpy_mlp", "edge_of_stability", "minibatch_law")
 
 COMPARISONS = {
     "absolute": lambda measured, expected, tolerance: abs(measured - expected) <= tolerance,

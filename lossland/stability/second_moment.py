@@ -13,7 +13,9 @@ winners"); Kitagawa 1996 (systematic resampling).
 from __future__ import annotations
 
 import functools
+import os
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import jax
@@ -94,12 +96,13 @@ def second_moment_growth(
     _check_linear(problem, optimizer, minimum)
     rates = np.asarray(learning_rates, np.float32)
     keys = jax.vmap(lambda index: jax.random.fold_in(jax.random.key(seed), index))(jnp.arange(repetitions))
-    one = _simulate(
-        problem, optimizer, minimum, batch_size, sampling == "with_replacement", num_runs, num_steps, burn_in
-    )
-    program = jax.jit(lambda rates, keys: lax.map(lambda rate: lax.map(lambda key: one(rate, key), keys), rates))
+    replacement = sampling == "with_replacement"
+    program = _simulation(problem, optimizer, batch_size, replacement, num_runs, num_steps, burn_in)
     # The same keys at every rate: differences between rates are then those of the rates.
-    return MeasuredGrowth(np.asarray(rates, np.float64), np.asarray(program(rates, keys), np.float64))
+    tasks = [(minimum, rate, key) for rate in rates for key in keys]
+    with ThreadPoolExecutor(os.process_cpu_count() if hasattr(os, "process_cpu_count") else os.cpu_count()) as pool:
+        found = list(pool.map(lambda task: float(program(*task)), tasks))
+    return MeasuredGrowth(rates.astype(np.float64), np.reshape(found, (len(rates), repetitions)))
 
 
 def measured_critical_learning_rate(
@@ -149,19 +152,18 @@ def _crossing(places: np.ndarray, values: np.ndarray) -> float:
     return float(places[left] + share * (places[left + 1] - places[left]))
 
 
-def _simulate(
+@functools.lru_cache(maxsize=16)
+def _simulation(
     problem: Problem,
     optimizer: Any,
-    minimum: Any,
     batch_size: int,
     replacement: bool,
     num_runs: int,
     num_steps: int,
     burn_in: int,
-) -> Callable[[jax.Array, jax.Array], jax.Array]:
+) -> Callable[[Any, Any, jax.Array], jax.Array]:
+    """Compile (minimum, learning rate, key) -> log growth per step."""
     num_examples = problem.num_examples
-    data = cast_floating(problem.data, jnp.float32)
-    start, unravel = ravel_pytree(minimum)
 
     def draw(key: jax.Array, order: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Draw a batch for every run; `order` is a permutation per run, shuffled a little further at each step."""
@@ -183,12 +185,14 @@ def _simulate(
         order = jax.vmap(swap)(order, partners)
         return order[:, :batch_size], order
 
-    def gradient(params: jax.Array, chosen: jax.Array) -> jax.Array:
-        batch = jax.tree.map(lambda leaf: leaf[chosen], data)
-        return jax.grad(lambda params: problem.loss(unravel(params), batch))(params)
-
-    def grow(rate: jax.Array, key: jax.Array) -> jax.Array:
+    def grow(minimum: Any, rate: jax.Array, key: jax.Array) -> jax.Array:
+        start, unravel = ravel_pytree(minimum)
+        data = cast_floating(problem.data, jnp.float32)
         transformation = optimizer.build(learning_rate=rate)
+
+        def gradient(params: jax.Array, chosen: jax.Array) -> jax.Array:
+            batch = jax.tree.map(lambda leaf: leaf[chosen], data)
+            return jax.grad(lambda params: problem.loss(unravel(params), batch))(params)
 
         def step(carry: Any, now: jax.Array) -> Any:
             offset, opt_state, order = carry
@@ -219,7 +223,7 @@ def _simulate(
         # What `increments` holds is log(mean |z_new|^2 / |z|^2), |z| = 1 but for the first step.
         return jnp.mean(increments[burn_in:])
 
-    return grow
+    return jax.jit(grow)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
