@@ -15,7 +15,11 @@ if TYPE_CHECKING:
     from lossland import curvature, figures, problems
     from lossland.optimizers import Optimizer, Schedule
     from lossland.problems.problem import Problem
+    from lossland.stability.batch_sharpness import batch_sharpness, batch_sharpness_probe
+    from lossland.stability.example_curvatures import example_curvatures
+    from lossland.stability.local import local_multiplier, multiplier_probe
     from lossland.stability.maps import critical_learning_rate, stability_map
+    from lossland.stability.minibatch import mean_square_threshold
     from lossland.sweeps.execution import run
     from lossland.sweeps.lazy import load
     from lossland.sweeps.planning import plan
@@ -30,12 +34,18 @@ _HOME = {
     "Optimizer": "lossland.optimizers",
     "Outcome": "lossland.sweeps.sweep",
     "Probe": "lossland.sweeps.probes",
-    "Schedule": "lossland.optimizers",
     "Problem": "lossland.problems.problem",
+    "Schedule": "lossland.optimizers",
     "Sweep": "lossland.sweeps.sweep",
+    "batch_sharpness": "lossland.stability.batch_sharpness",
+    "batch_sharpness_probe": "lossland.stability.batch_sharpness",
     "critical_learning_rate": "lossland.stability.maps",
-    "plan": "lossland.sweeps.planning",
+    "example_curvatures": "lossland.stability.example_curvatures",
     "load": "lossland.sweeps.lazy",
+    "local_multiplier": "lossland.stability.local",
+    "mean_square_threshold": "lossland.stability.minibatch",
+    "multiplier_probe": "lossland.stability.local",
+    "plan": "lossland.sweeps.planning",
     "run": "lossland.sweeps.execution",
     "stability_map": "lossland.stability.maps",
     "threshold": "lossland.thresholds",
@@ -48,10 +58,16 @@ __all__ = [
     "Problem",
     "Schedule",
     "Sweep",
+    "batch_sharpness",
+    "batch_sharpness_probe",
     "critical_learning_rate",
     "curvature",
+    "example_curvatures",
     "figures",
     "load",
+    "local_multiplier",
+    "mean_square_threshold",
+    "multiplier_probe",
     "plan",
     "problems",
     "run",

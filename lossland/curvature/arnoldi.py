@@ -30,7 +30,7 @@ class OutermostEigenpair(NamedTuple):
     `Complex[Array, "p"]`, unit norm, A x = value x and y^T A = value y^T; residual: ||A x - value x||, measured;
     condition: 1 / |y^T x|, at least 1; error_bound: condition x residual, to first order a bound on the distance to an
     eigenvalue (without "to first order" where A is symmetric); num_matvecs: products with A and with A^T; converged:
-    error_bound <= tol |value|.
+    error_bound <= tol |value|, or below what the precision resolves.
     """
 
     value: Array
@@ -96,7 +96,7 @@ def outermost_eigenpair(
         residual = jnp.linalg.norm(image - value * x)
         condition = jnp.maximum(1 / jnp.abs(overlap), 1)
         bound = condition * residual
-        floor = ROUNDING_UNITS * float(jnp.finfo(dtype).eps) * condition
+        floor = ROUNDING_UNITS * float(jnp.finfo(dtype).eps) * condition * jnp.max(jnp.abs(values))
         pair = OutermostEigenpair(
             value,
             x,
@@ -105,7 +105,7 @@ def outermost_eigenpair(
             condition,
             bound,
             solve.pair.num_matvecs + 2 * size + 2,
-            bound <= jnp.maximum(tol, floor) * jnp.abs(value),
+            bound <= jnp.maximum(tol * jnp.abs(value), floor),
         )
         left_order = jnp.argsort(_rank(left_values, target))
         return _Solve(

@@ -140,8 +140,14 @@ class _Model:
         scale = batch_size if curvatures.normalisation == "sum" else 1
         self.eigenvalues = scale * curvatures.eigenvalues
         self.weights = scale * curvatures.weights
+        self.certificates: dict[float, Certificate] = {}
 
     def certificate(self, learning_rate: float) -> Certificate:
+        if learning_rate not in self.certificates:
+            self.certificates[learning_rate] = self._certify(learning_rate)
+        return self.certificates[learning_rate]
+
+    def _certify(self, learning_rate: float) -> Certificate:
         found = threshold(self.optimizer, learning_rate=float(learning_rate), **self.hyperparameters)
         if found.critical_curvature is None:
             raise ValueError(f"mean_square_threshold: the optimizer has no linear threshold ({found.condition})")

@@ -111,15 +111,16 @@ def measured_critical_learning_rate(
     minimum: Any,
     bracket: tuple[float, float],
     *,
-    num_rates: int = 5,
-    width: float = 1.08,
+    num_rates: int = 7,
+    width: float = 1.05,
     repetitions: int = 8,
     **options: Any,
 ) -> MeasuredGrowth:
     """Search the learning rate at which E |z|^2 neither grows nor decays, without knowing where it is.
 
     Halves `bracket` by the sign of the growth, two repetitions each, to a factor `width`; then measures `num_rates`
-    rates across that bracket and half its width on either side. `options` are those of `second_moment_growth`. Returns
+    rates across that bracket and half its width on either side, or more where a repetition does not cross zero there.
+    `options` are those of `second_moment_growth`. Returns
     the last measurement; its `critical_learning_rate()` has the interval.
 
     Raises ValueError where the growth does not change sign in the bracket.
@@ -138,8 +139,13 @@ def measured_critical_learning_rate(
     while high / low > width:
         middle = float(np.sqrt(low * high))
         low, high = (middle, high) if growth([middle], 2).log_growth.mean() < 0 else (low, middle)
-    margin = np.sqrt(high / low)  # the last signs may have been noise
-    return growth(list(np.geomspace(low / margin, high * margin, num_rates)), repetitions)
+    margin = np.sqrt(high / low)
+    for _ in range(4):  # the last signs may have been noise: widen until every repetition crosses zero
+        found = growth(list(np.geomspace(low / margin, high * margin, num_rates)), repetitions)
+        if np.isfinite(found.critical_learning_rate()[0]):
+            break
+        margin = margin**2
+    return found
 
 
 def _crossing(places: np.ndarray, values: np.ndarray) -> float:
