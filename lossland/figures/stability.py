@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 import xarray as xr
@@ -19,7 +18,9 @@ LAW = {
 }
 
 
-def minibatch_law_figure(law: xr.Dataset, curve: xr.DataArray, noisy: Sequence[float], quiet: Sequence[float]) -> Figure:
+def minibatch_law_figure(
+    law: xr.Dataset, curve: xr.DataArray, noisy: Sequence[float], quiet: Sequence[float]
+) -> Figure:
     """Draw measured critical learning rates on the predicted curves, relative to SGD's, and their error.
 
     Args:
@@ -89,7 +90,7 @@ def edge_of_stability_figure(
             color, line = style.CURVE_COLORS[index % 5], style.CURVE_STYLES[index % 5]
             left.plot(step / 1000, ratio, color=color, linestyle=line, linewidth=0.9, label=label)
         left.axhline(1, color=style.INK, linewidth=0.7)
-        left.set(xlabel="step (thousands)", ylabel="relative sharpness", ylim=(0, 1.45))
+        left.set(xlabel="step (thousands)", ylabel="sharpness / threshold", ylim=(0, 1.45))
         left.set_title("Sharpness rises to the threshold and stays", loc="left")
         left.legend(frameon=False, fontsize=style.SMALL, loc="lower right")
         generator = np.random.default_rng(0)
@@ -110,7 +111,9 @@ def edge_of_stability_figure(
                 annotation_clip=False,
             )  # fmt: skip
         right.axvline(1, color=style.INK, linewidth=0.7)
-        right.set(yticks=places, yticklabels=list(medians), xlim=(0.8, 1.2), xlabel="median relative sharpness, second half")
+        right.set(
+            yticks=places, yticklabels=list(medians), xlim=(0.8, 1.2), xlabel="median relative sharpness, second half"
+        )
         right.set_title("Every seed and rate; band: what is allowed", loc="left")
         for ax in (left, right):
             style.dress(ax)

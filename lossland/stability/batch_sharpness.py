@@ -39,9 +39,7 @@ class BatchSharpness(NamedTuple):
             "ratio_of_means": (self.ratio_of_means, self.ratio_of_means_error),
             "mean_of_ratios": (self.mean_of_ratios, self.mean_of_ratios_error),
         }
-        return {
-            name: (value - QUANTILE * error, value + QUANTILE * error) for name, (value, error) in pairs.items()
-        }
+        return {name: (value - QUANTILE * error, value + QUANTILE * error) for name, (value, error) in pairs.items()}
 
 
 def batch_sharpness(

@@ -86,7 +86,9 @@ def example_curvatures(
     eigenvalues, basis = np.linalg.eigh(mean)
     keep = eigenvalues > cutoff * max(eigenvalues[-1], 0.0)
     if not keep.any() or not np.isfinite(eigenvalues).all():
-        raise ValueError(f"example_curvatures: no direction of positive curvature at params (top {eigenvalues[-1]:.3g})")
+        raise ValueError(
+            f"example_curvatures: no direction of positive curvature at params (top {eigenvalues[-1]:.3g})"
+        )
     rank = max(len(value) for value in values)
     if num_examples * int(keep.sum()) * rank > _MAX_FLOATS:
         raise ValueError(
