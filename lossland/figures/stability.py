@@ -90,7 +90,7 @@ def edge_of_stability_figure(
             color, line = style.CURVE_COLORS[index % 5], style.CURVE_STYLES[index % 5]
             left.plot(step / 1000, ratio, color=color, linestyle=line, linewidth=0.9, label=label)
         left.axhline(1, color=style.INK, linewidth=0.7)
-        left.set(xlabel="step (thousands)", ylabel="relative sharpness", ylim=(0, 1.45))
+        left.set(xlabel="step (thousands)", ylabel="sharpness / threshold", ylim=(0, 1.45))
         left.set_title("Sharpness rises to the threshold and stays", loc="left")
         left.legend(frameon=False, fontsize=style.SMALL, loc="lower right")
         generator = np.random.default_rng(0)

@@ -121,7 +121,7 @@ def random_features(num_features: int = 32, num_examples: int = 256, dimension: 
         loss,
         features.astype(np.float32),
         name="random_features",
-        description=f"Least squares on {num_features} random Fourier features, {num_examples} examples, fitted exactly.",
+        description=f"Least squares on {num_features} random features, {num_examples} examples, fitted exactly.",
     )
 
 

@@ -36,20 +36,29 @@ ADAPTIVE = {
     "adam_b1_0_95": (ADAM(b1=0.95), [5e-4, 1e-3]),
     "rmsprop": (Optimizer(optax.rmsprop, decay=0.99, eps_in_sqrt=False), [5e-4, 1e-3]),
 }
+LABELS = {
+    "gradient_descent": "gradient descent",
+    "heavy_ball": "heavy ball",
+    "ema": "EMA momentum",
+    "nesterov": "Nesterov",
+    "adam_b1_0_5": "Adam, b1 0.5",
+    "adam_b1_0_9": "Adam, b1 0.9",
+    "adam_b1_0_95": "Adam, b1 0.95",
+    "rmsprop": "RMSprop",
+}
 ALLOWED = {**dict.fromkeys(LINEAR, 0.05), **dict.fromkeys(ADAPTIVE, 0.07)}
 
 
 def measure(folder: Path, fast: bool, table: dict[str, Any]) -> tuple[dict[str, Any], list[Path]]:
     """Run everything; returns the numbers of the table and the figure's paths."""
     problem = chebyshev(degree=3, num_examples=64, widths=(24, 24))
-    curves, medians, lasts = {}, {}, {}
+    curves, medians = {}, {}
     for name, (optimizer, rates) in {**LINEAR, **ADAPTIVE}.items():
         ratio = _relative_sharpness(problem, name, optimizer, rates[-1:] if fast else rates, fast, folder)
         late = ratio.sel(step=slice(int(ratio["step"][-1]) // 2, None))
-        label = name.replace("_b1_0_", " 0.").replace("_", " ")
-        medians[name], lasts[label] = late.median("step", skipna=False).values.ravel(), ALLOWED[name]
+        medians[name] = late.median("step", skipna=False).values.ravel()
         first = ratio.isel(learning_rate=0, seed=0)
-        curves[label] = (first["step"].values, first.values)
+        curves[LABELS[name]] = (first["step"].values, first.values)
     inside = {name: np.abs(values - 1) <= ALLOWED[name] for name, values in medians.items()}
     linear = np.concatenate([inside[name] for name in LINEAR])
     adaptive = np.concatenate([inside[name] for name in ADAPTIVE])
@@ -60,9 +69,12 @@ def measure(folder: Path, fast: bool, table: dict[str, Any]) -> tuple[dict[str, 
         **{f"{name}_pairs": float(flags.mean()) for name, flags in inside.items()},
         **_multipliers(problem, fast, folder),
     }
-    shown = {label: curves[label] for label in ("gradient descent", "heavy ball", "nesterov", "adam 0.9")}
-    labelled = dict(zip(lasts, medians.values(), strict=True))
-    return numbers, figures.save(edge_of_stability_figure(shown, labelled, lasts), folder / "edge_of_stability")
+    shown = {
+        LABELS[name]: curves[LABELS[name]] for name in ("gradient_descent", "heavy_ball", "nesterov", "adam_b1_0_9")
+    }
+    labelled = {LABELS[name]: values for name, values in medians.items()}
+    bands = {LABELS[name]: band for name, band in ALLOWED.items()}
+    return numbers, figures.save(edge_of_stability_figure(shown, labelled, bands), folder / "edge_of_stability")
 
 
 def _relative_sharpness(
@@ -103,6 +115,7 @@ def _predicted(optimizer: Optimizer, rate: float, curvature: np.ndarray) -> np.n
     """Smallest real part of the multipliers of A + curvature b e_x^T."""
     certificate = threshold(optimizer, learning_rate=rate)
     a, b = certificate.transition, certificate.gradient_response
-    assert a is not None and b is not None
+    assert a is not None
+    assert b is not None
     matrices = a + curvature[..., None, None] * np.outer(b, np.eye(len(b))[0])
     return np.linalg.eigvals(matrices).real.min(-1)

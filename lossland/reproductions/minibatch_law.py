@@ -45,7 +45,7 @@ def measure(folder: Path, fast: bool, table: dict[str, Any]) -> tuple[dict[str, 
     other = _law(problem, [4], "with_replacement", fast, ["sgd"])
     curve = _curve(problem, sizes)
     law.to_dataframe().to_csv(folder / "minibatch_law.csv", float_format="%.9g")
-    error = np.abs(law["measured"] / law["predicted"] - 1).max("batch_size")
+    error = abs(law["measured"] / law["predicted"] - 1).max("batch_size")
     # In units in which SGD without momentum is stable below 2, at the same batch size.
     scaled = 2 * law["measured"] / law["measured"].sel(optimizer="sgd")
     smallest, largest = scaled.isel(batch_size=0), scaled.isel(batch_size=-1)

@@ -188,10 +188,9 @@ def _split(opt_state: Any) -> tuple[list[Any], Callable[[list[Any]], Any]]:
 
 
 def _check_structure(name: str, got: Any, expected: Any) -> None:
-    if jax.tree.structure(got) != jax.tree.structure(expected) or [
-        jnp.shape(leaf) for leaf in jax.tree.leaves(got)
-    ] != [leaf.shape for leaf in jax.tree.leaves(expected)]:
-        shapes = [jax.tree.map(jnp.shape, tree) for tree in (expected, got)]
+    shapes = [[jnp.shape(leaf) for leaf in jax.tree.leaves(tree)] for tree in (expected, got)]
+    if jax.tree.structure(got) != jax.tree.structure(expected) or shapes[0] != shapes[1]:
+        trees = [jax.tree.map(jnp.shape, tree) for tree in (expected, got)]
         raise ValueError(
-            f"{name}: expected the structure and shapes {shapes[0]}, got {shapes[1]}; pass it as it stood in training"
+            f"{name}: expected the structure and shapes {trees[0]}, got {trees[1]}; pass it as it stood in training"
         )

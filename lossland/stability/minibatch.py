@@ -234,7 +234,8 @@ class _Model:
     def _response(self, certificate: Certificate, discount: float) -> np.ndarray:
         """G_ij = sum_k discount^-(k + 1) g_i(k) g_j(k), from one small linear system per pair of eigenvalues."""
         a, b = certificate.transition, certificate.gradient_response
-        assert a is not None and b is not None
+        assert a is not None
+        assert b is not None
         size = len(b)
         jacobians = a + self.eigenvalues[:, None, None] * np.outer(b, np.eye(size)[0])
         forcing = np.outer(b, b).ravel()

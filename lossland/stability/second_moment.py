@@ -100,7 +100,7 @@ def second_moment_growth(
     program = _simulation(problem, optimizer, batch_size, replacement, num_runs, num_steps, burn_in)
     # The same keys at every rate: differences between rates are then those of the rates.
     tasks = [(minimum, rate, key) for rate in rates for key in keys]
-    with ThreadPoolExecutor(os.process_cpu_count() if hasattr(os, "process_cpu_count") else os.cpu_count()) as pool:
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
         found = list(pool.map(lambda task: float(program(*task)), tasks))
     return MeasuredGrowth(rates.astype(np.float64), np.reshape(found, (len(rates), repetitions)))
 
