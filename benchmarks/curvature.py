@@ -5,8 +5,9 @@ descent at 0.2. (a) 64-128-64-10, 17,226 parameters; (b) 64-512-512-10, 301,066 
 (a). A gradient at the same point is timed in the same rotation; all times are medians. Tools that are not installed are
 named and left out.
 
-    python -m benchmarks.curvature            # minutes; writes benchmarks/results/curvature.json
-    python -m benchmarks.curvature --fast     # seconds, tiny sizes, writes nothing
+    python -m benchmarks.curvature                  # an hour; writes benchmarks/results/curvature.json
+    python -m benchmarks.curvature --only a memory  # some parts
+    python -m benchmarks.curvature --fast           # seconds, tiny sizes, writes nothing
 """
 
 import argparse
@@ -14,8 +15,9 @@ import importlib.util
 import json
 import os
 import platform
+import resource
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -237,36 +239,121 @@ def many_runs(sizes: tuple[int, ...], num_runs: int, num_steps: int, num_checked
     }
 
 
-def measure(fast: bool, save: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
-    """All rows, saved problem by problem; tiny sizes where `fast`."""
+def against_dense(sizes: tuple[int, ...], num_steps: int, k: int = 5) -> dict[str, Any]:
+    """Top k and lowest eigenvalues in both precisions beside all eigenvalues of the dense Hessian in float64."""
+    params = train(initial(jax.random.key(0), sizes), num_steps)
+    double = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), params)
+    with jax.enable_x64(True):
+        matrix = np.asarray(jax.jit(lambda point: curvature.dense_hessian(objective, point))(double))
+    asymmetry = np.abs(matrix - matrix.T).max() / np.abs(matrix).max()
+    exact = np.linalg.eigvalsh((matrix + matrix.T) / 2)
+    found: dict[str, Any] = {"parameters": len(exact), "asymmetry": float(asymmetry), "top": exact[::-1][:k].tolist()}
+    found["lowest"] = float(exact[0])
+    for name, point in (("float32", params), ("float64", double)):
+        with jax.enable_x64(name == "float64"):
+            tol = 1e-4 if name == "float32" else 1e-6
+            matvec = curvature.hessian(objective, jax.tree.map(jnp.asarray, point))
+            top = curvature.top_eigenpairs(matvec, like=point, k=k, tol=tol)
+            lowest = curvature.lowest_eigenpairs(matvec, like=point, tol=tol)
+        found[name] = {
+            "top_relative_error": float(np.max(np.abs(np.asarray(top.values) / exact[::-1][:k] - 1))),
+            "lowest_relative_error": float(abs(np.asarray(lowest.values)[0] / exact[0] - 1)),
+            "converged": bool(np.all(top.converged) and np.all(lowest.converged)),
+            "products": [int(top.num_matvecs), int(lowest.num_matvecs)],
+        }
+    return found
+
+
+def memory(sizes: tuple[int, ...], num_examples: int, chunk_size: int) -> dict[str, Any]:
+    """Memory of the top eigenvalue in chunks of the data: what the compiled program states, and what the process took.
+
+    The peak is that of the process so far: run it alone.
+    """
+    draws = np.random.default_rng(0)
+    rows = draws.integers(0, len(INPUTS), num_examples)
+    inputs = INPUTS[rows] + draws.normal(0, 0.1, (num_examples, INPUTS.shape[1])).astype(np.float32)
+    params = initial(jax.random.key(0), sizes)
+
+    def loss(params: Any, batch: tuple[jax.Array, jax.Array]) -> jax.Array:
+        hidden = batch[0]
+        for layer in params[:-1]:
+            hidden = jnp.tanh(hidden @ layer["w"] + layer["b"])
+        logits = hidden @ params[-1]["w"] + params[-1]["b"]
+        chosen = jnp.take_along_axis(logits, batch[1][:, None], axis=1)[:, 0]
+        return jnp.mean(jax.nn.logsumexp(logits, axis=1) - chosen)
+
+    def solve(params: Any, data: Any) -> Any:
+        matvec = curvature.in_chunks(
+            lambda batch: curvature.hessian(lambda point: loss(point, batch), params),
+            data,
+            chunk_size=chunk_size,
+            reduction="mean",
+        )
+        pairs = curvature.top_eigenpairs(matvec, like=params)
+        return pairs.values[0], pairs.residuals[0], pairs.num_matvecs, pairs.converged[0]
+
+    data = (jnp.asarray(inputs), jnp.asarray(LABELS[rows]))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    program = jax.jit(solve).lower(params, data).compile()
+    stated = program.memory_analysis()
+    began = time.perf_counter()
+    value, residual, count, converged = jax.block_until_ready(program(params, data))
+    took = time.perf_counter() - began
+    return {
+        "parameters": sum(leaf.size for leaf in jax.tree.leaves(params)),
+        "examples": num_examples,
+        "chunk_size": chunk_size,
+        "stated_megabytes": (stated.temp_size_in_bytes + stated.output_size_in_bytes) / 1e6,
+        "measured_megabytes": (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024 / 1e6,
+        "seconds": took,
+        "value": float(value),
+        "residual": float(residual),
+        "products": int(count),
+        "converged": bool(converged),
+    }
+
+
+PARTS = ("a", "b", "c", "dense", "memory")
+
+
+def measure(fast: bool, only: Sequence[str], save: Callable[[str, Any], None]) -> None:
+    """The parts asked for, saved one by one; tiny sizes where `fast`."""
     sizes = {"a": (64, 128, 64, 10), "b": (64, 512, 512, 10)}
+    wide, num_examples, chunk_size = (64, 3130, 3130, 10), 10_000, 500
     num_steps, num_runs, repeats = NUM_STEPS, 256, 5
     if fast:
-        sizes, num_steps, num_runs, repeats = {"a": (64, 8, 10)}, 20, 4, 1
-    report: dict[str, Any] = {
-        "machine": f"{os.cpu_count()}-core CPU, {platform.machine()}, jax {jax.__version__}, shared with other work",
-        "not_installed": [name for name in OTHERS if importlib.util.find_spec(name) is None],
+        sizes = {"a": (64, 8, 10), "b": (64, 9, 10)}
+        wide, num_examples, chunk_size = (64, 12, 10), 100, 30
+        num_steps, num_runs, repeats = 20, 4, 1
+    calls: dict[str, Callable[[], Any]] = {
+        "a": lambda: one_run(sizes["a"], num_steps, repeats),
+        "b": lambda: one_run(sizes["b"], num_steps, repeats),
+        "c": lambda: many_runs(sizes["a"], num_runs, num_steps, num_checked=min(num_runs, 16)),
+        "dense": lambda: against_dense(sizes["a"], num_steps),
+        "memory": lambda: memory(wide, num_examples, chunk_size),
     }
-    for name, widths in sizes.items():
-        report[name] = one_run(widths, num_steps, repeats)
-        save(report)
-    report["c"] = many_runs(sizes["a"], num_runs, num_steps, num_checked=min(num_runs, 16))
-    save(report)
-    return report
+    for name in only:
+        save(name, calls[name]())
 
 
 def main(arguments: list[str] | None = None) -> dict[str, Any]:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--fast", action="store_true", help="tiny sizes; writes nothing")
-    fast = parser.parse_args(arguments).fast
+    parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS, help="parts to measure; others are kept")
+    options = parser.parse_args(arguments)
+    report: dict[str, Any] = json.loads(RESULTS.read_text()) if RESULTS.exists() and not options.fast else {}
+    machine = f"{os.cpu_count()}-core CPU, {platform.machine()}, jax {jax.__version__}"
+    missing = [name for name in OTHERS if importlib.util.find_spec(name) is None]
+    report |= {"machine": machine, "not_installed": missing}
 
-    def save(report: dict[str, Any]) -> None:
-        if not fast:
+    def save(name: str, found: Any) -> None:
+        report[name] = found
+        print(json.dumps({name: found}, indent=2), flush=True)
+        if not options.fast:
             RESULTS.parent.mkdir(exist_ok=True)
             RESULTS.write_text(json.dumps(report, indent=2) + "\n")
 
-    report = measure(fast, save)
-    print(json.dumps(report, indent=2))
+    measure(options.fast, options.only, save)
     return report
 
 

@@ -15,11 +15,15 @@ if TYPE_CHECKING:
     from lossland import curvature, figures, landscapes, problems
     from lossland.optimizers import Optimizer, Schedule
     from lossland.problems.problem import Problem
+    from lossland.stability.batch_sharpness import batch_sharpness, batch_sharpness_probe
     from lossland.stability.boundaries import Axis, Plane, boundary
     from lossland.stability.constants import catapult_window, critical_constants
     from lossland.stability.cutoffs import Cutoffs
+    from lossland.stability.example_curvatures import example_curvatures
     from lossland.stability.fractal import boundary_dimension, zoom
+    from lossland.stability.local import local_multiplier, multiplier_probe
     from lossland.stability.maps import critical_learning_rate, stability_map
+    from lossland.stability.minibatch import mean_square_threshold
     from lossland.stability.phases import classes, cutoff_sensitivity, outcome_probability, phase_diagram
     from lossland.sweeps.execution import run
     from lossland.sweeps.lazy import load
@@ -29,34 +33,40 @@ if TYPE_CHECKING:
     from lossland.thresholds import threshold
 
 _HOME = {
-    "curvature": "lossland.curvature",
-    "figures": "lossland.figures",
-    "landscapes": "lossland.landscapes",
-    "problems": "lossland.problems",
+    "Axis": "lossland.stability.boundaries",
+    "Cutoffs": "lossland.stability.cutoffs",
     "Optimizer": "lossland.optimizers",
     "Outcome": "lossland.sweeps.sweep",
-    "Probe": "lossland.sweeps.probes",
-    "Schedule": "lossland.optimizers",
-    "Problem": "lossland.problems.problem",
-    "Sweep": "lossland.sweeps.sweep",
-    "Axis": "lossland.stability.boundaries",
     "Plane": "lossland.stability.boundaries",
+    "Probe": "lossland.sweeps.probes",
+    "Problem": "lossland.problems.problem",
+    "Schedule": "lossland.optimizers",
+    "Sweep": "lossland.sweeps.sweep",
+    "batch_sharpness": "lossland.stability.batch_sharpness",
+    "batch_sharpness_probe": "lossland.stability.batch_sharpness",
     "boundary": "lossland.stability.boundaries",
     "boundary_dimension": "lossland.stability.fractal",
     "catapult_window": "lossland.stability.constants",
     "classes": "lossland.stability.phases",
     "critical_constants": "lossland.stability.constants",
+    "critical_learning_rate": "lossland.stability.maps",
+    "curvature": "lossland.curvature",
     "cutoff_sensitivity": "lossland.stability.phases",
-    "Cutoffs": "lossland.stability.cutoffs",
+    "example_curvatures": "lossland.stability.example_curvatures",
+    "figures": "lossland.figures",
+    "landscapes": "lossland.landscapes",
+    "load": "lossland.sweeps.lazy",
+    "local_multiplier": "lossland.stability.local",
+    "mean_square_threshold": "lossland.stability.minibatch",
+    "multiplier_probe": "lossland.stability.local",
     "outcome_probability": "lossland.stability.phases",
     "phase_diagram": "lossland.stability.phases",
-    "zoom": "lossland.stability.fractal",
-    "critical_learning_rate": "lossland.stability.maps",
     "plan": "lossland.sweeps.planning",
-    "load": "lossland.sweeps.lazy",
+    "problems": "lossland.problems",
     "run": "lossland.sweeps.execution",
     "stability_map": "lossland.stability.maps",
     "threshold": "lossland.thresholds",
+    "zoom": "lossland.stability.fractal",
 }
 
 __all__ = [
@@ -69,6 +79,8 @@ __all__ = [
     "Problem",
     "Schedule",
     "Sweep",
+    "batch_sharpness",
+    "batch_sharpness_probe",
     "boundary",
     "boundary_dimension",
     "catapult_window",
@@ -77,9 +89,13 @@ __all__ = [
     "critical_learning_rate",
     "curvature",
     "cutoff_sensitivity",
+    "example_curvatures",
     "figures",
     "landscapes",
     "load",
+    "local_multiplier",
+    "mean_square_threshold",
+    "multiplier_probe",
     "outcome_probability",
     "phase_diagram",
     "plan",

@@ -388,6 +388,23 @@ def test_sign_like_updates_have_a_limit_cycle_instead(name, amplitude, period):
     assert str(certificate).startswith("no linear threshold\nlimit cycle of amplitude")
 
 
+@pytest.mark.parametrize(("b2", "curvature"), [(0.99, 0.01), (0.99, 100.0), (0.9, 3.0)])
+def test_cycle_of_lion_is_that_of_its_rule_at_any_curvature(b2, curvature):
+    """x <- x - rate sign(b1 m + (1 - b1) g), m <- b2 m + (1 - b2) g, written out: no start ends on a wider cycle."""
+    rate, b1 = 0.01, 0.9
+    certificate = ll.threshold(optax.lion, learning_rate=rate, b1=b1, b2=b2)
+    x, m, late = rate * (3 + (np.arange(64) + 0.5) / 64), np.zeros(64), []
+    for step in range(4096):
+        gradient = curvature * x
+        x = x - rate * np.sign(b1 * m + (1 - b1) * gradient)
+        m = b2 * m + (1 - b2) * gradient
+        if step >= 2048:
+            late.append(x)
+    widest = np.abs(late).max()
+    assert certificate.limit_cycle_amplitude == pytest.approx(widest, rel=0.02)
+    assert rate < widest < 4 * rate
+
+
 def test_limit_cycle_does_not_depend_on_curvature_and_scales_with_the_rate():
     small, large = (ll.threshold(optax.signum, learning_rate=rate, beta=0.9) for rate in (0.01, 0.16))
     assert large.limit_cycle_amplitude / small.limit_cycle_amplitude == pytest.approx(16, rel=1e-6)

@@ -3,10 +3,12 @@
 Operators are functions from pytree to pytree (`hessian`, `gauss_newton`, `fisher`, `preconditioned`, `in_chunks`,
 `restrict`). `top_eigenpairs`, `lowest_eigenpairs` and `largest_magnitude_eigenpairs` find eigenvalues of one, with the
 residuals that certify them; `trace` and `spectral_density` estimate what depends on all, with standard errors;
-`cross_check` compares any of these with the dense matrix in float64. `top_eigenpair` is the solver of one eigenvalue on
+`cross_check` compares any of these with the dense matrix in float64. `outermost_eigenpair` is for matrices that are not
+symmetric. `top_eigenpair` is the solver of one eigenvalue on
 flat vectors, for many runs along training.
 """
 
+from lossland.curvature.arnoldi import OutermostEigenpair, balancing, outermost_eigenpair
 from lossland.curvature.lanczos import TopEigenpair, top_eigenpair
 from lossland.curvature.operators import (
     bernoulli,
@@ -45,9 +47,11 @@ __all__ = [
     "CrossCheck",
     "Eigenpairs",
     "Estimate",
+    "OutermostEigenpair",
     "SpectralDensity",
     "TopEigenpair",
     "alignment",
+    "balancing",
     "bernoulli",
     "categorical",
     "cross_check",
@@ -64,6 +68,7 @@ __all__ = [
     "largest_magnitude_eigenpairs",
     "lowest_eigenpairs",
     "negated",
+    "outermost_eigenpair",
     "parameter_names",
     "preconditioned",
     "restrict",

@@ -78,7 +78,8 @@ def phase_diagram_figure(phases: xr.Dataset) -> Figure:
         present = [name for code, name in enumerate(CLASSES) if (phases["phase"] == code).any()]
         boxes = [_box(name) for name in present]
         words = [name.replace("_", " ") for name in present]
-        figure.legend(boxes, words, loc="outside upper left", ncols=3, frameon=False, handlelength=1.4, columnspacing=1)
+        place: dict[str, Any] = {"loc": "lower left", "bbox_to_anchor": (-0.12, 1.01), "borderaxespad": 0}
+        ax.legend(boxes, words, ncols=3, frameon=False, handlelength=1.4, columnspacing=1, **place)
         settle(figure)
     return figure
 

@@ -41,23 +41,26 @@ def plot_boundary(ax: Axes, found: xr.Dataset, seed: int | None = None, edges: b
     flags = one.values
     ax.pcolormesh(sides[x], sides[y], flags, cmap=SHADES, vmin=0, vmax=1, rasterized=True)
     if edges:
-        rows, columns = np.nonzero(boundary_cells(flags))
-        middle = {name: _middles(values[name], log[name]) for name in (x, y)}
-        size = 72 * ax.get_window_extent().width / ax.figure.dpi / len(values[x])
-        color = style.OUTCOME_COLORS["rises_and_recovers"]
-        ax.scatter(middle[x][columns], middle[y][rows], s=max(size, 0.5) ** 2, color=color, marker="s", linewidths=0)
+        cells = np.ma.masked_equal(boundary_cells(flags).astype(float), 0)
+        color = ListedColormap([style.OUTCOME_COLORS["rises_and_recovers"]])
+        ax.pcolormesh(values[x], values[y], cells, cmap=color, rasterized=True, zorder=2)
     for name, which in ((x, "x"), (y, "y")):
         low, high = sides[name][0], sides[name][-1]
         if log[name] and high > 1e3 * low:
             scale_axis(ax, which, low, high, True)  # type: ignore[arg-type]
+            axis: Any = ax.xaxis if which == "x" else ax.yaxis
+            ticks, texts = axis.get_majorticklocs(), axis.get_major_formatter().seq
+            if len(ticks) > 4:  # panels are small
+                axis.set_major_locator(FixedLocator(ticks[::2]))
+                axis.set_major_formatter(FixedFormatter(texts[::2]))
         else:
             # Ticks at the ends, with as many digits as tell them apart: inside a zoom all between look alike.
             ax.set(**{f"{which}scale": "log" if log[name] else "linear", f"{which}lim": (low, high)})
             axis = ax.xaxis if which == "x" else ax.yaxis
             ends = [values[name][0], values[name][-1]]
-            digits = 3 if not ends[0] else int(np.clip(2 - np.log10(abs(ends[1] / ends[0] - 1)), 2, 17))
+            digits = 3 if not ends[0] else int(np.clip(3 - np.log10(abs(ends[1] / ends[0] - 1)), 3, 17))
             axis.set_major_locator(FixedLocator(ends))
-            axis.set_major_formatter(FixedFormatter([f"{end:.{digits}g}" for end in ends]))
+            axis.set_major_formatter(FixedFormatter([_plain(end, digits) for end in ends]))
             axis.set_minor_locator(NullLocator())
             labels = axis.get_ticklabels()
             if which == "x":
@@ -92,7 +95,7 @@ def boundary_figure(maps: Mapping[str, tuple[list[xr.Dataset], str]], title: str
                 if column and ax.get_ylabel() == axes[row, 0].get_ylabel():
                     ax.set_ylabel("")
                 if row == 0:
-                    ax.set_title(f"{name}\n{words}", loc="left", fontsize=style.TEXT)
+                    ax.set_title(f"{name}\n{words}", loc="left", fontsize=style.SMALL)
         settle(figure)
     return figure
 
@@ -128,5 +131,7 @@ def save_frames(frames: Iterable[tuple[Any, xr.Dataset]], folder: str | os.PathL
     return paths
 
 
-def _middles(values: np.ndarray, log: bool) -> np.ndarray:
-    return np.sqrt(values[1:] * values[:-1]) if log else (values[1:] + values[:-1]) / 2
+def _plain(value: float, digits: int) -> str:
+    if value and not 1e-4 <= abs(value) < 1e7:
+        return f"{value:.{digits}g}"
+    return np.format_float_positional(value, digits, unique=False, fractional=False, trim="-")

@@ -168,14 +168,16 @@ def constants_figure(found: xr.Dataset, published: Mapping[str, Mapping[int, flo
                     markersize=4,
                     linewidth=0.8,
                 )
-            last = int(np.flatnonzero(np.isfinite(one["median"].values))[-1])
+            # Beside the narrowest network there is room above, beside the widest the published values go on.
+            place = 0 if name == "c_sharp" else int(np.flatnonzero(np.isfinite(one["median"].values))[-1])
+            shift = {"c_sharp": (8, 5), "c_loss": (6, -3), "c_max": (6, 3)}[name]
             ax.annotate(
                 f"{name}: {words}" if name == "c_max" else f"{name}: {words} rises",
-                (widths[last], float(one["median"][last])),
-                (6, 3 if name != "c_loss" else -3),
+                (widths[place], float(one["median"][place])),
+                shift,
                 textcoords="offset points",
                 color=color,
-                va="bottom" if name != "c_loss" else "top",
+                va="top" if name == "c_loss" else "bottom",
             )
         everything = np.concatenate([found[name].values.ravel() for name in ("low", "median", "high")])
         everything = np.append(everything, [value for there in published.values() for value in there.values()])

@@ -45,6 +45,10 @@ NAMES: dict[str, tuple[str, str]] = {
     "moons": ("lossland.problems.synthetic:moons", "two interleaving half-moons"),
     "blobs": ("lossland.problems.synthetic:blobs", "Gaussian blobs, six classes"),
     "spirals": ("lossland.problems.synthetic:spirals", "interleaving spirals, one class per arm"),
+    "random_features": (
+        "lossland.problems.synthetic:random_features",
+        "least squares on random Fourier features, fitted exactly by every example",
+    ),
     "deep_linear": ("lossland.problems.synthetic:deep_linear", "a deep linear network on whitened inputs"),
     "uv_model": ("lossland.problems.synthetic:uv_model", "f = u.v / sqrt(n), the solvable model of the catapult"),
 }

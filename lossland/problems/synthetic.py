@@ -85,6 +85,46 @@ def uv_model(width: int = 512) -> Problem:
     )
 
 
+def random_features(num_features: int = 32, num_examples: int = 256, dimension: int = 8, seed: int = 0) -> Problem:
+    """Build least squares on random Fourier features, fitted exactly at zero.
+
+    Equation: `loss = mean over examples of 1/2 (phi(x).p)^2`, phi_j(x) = sqrt(2) cos(w_j.x + b_j), w_j ~ N(0, I), b_j
+    uniform on the circle, x ~ N(0, I) in `dimension` dimensions. The target is 0 and so is the minimum, for every
+    example: a target in the span of the features moves the minimum and nothing else. The examples' Hessians phi phi^T
+    have rank one. Parameters: `Float[Array, "feature"]`, drawn from N(0, 1).
+
+    Hyperparameters: `scale` (1) multiplies the starting point.
+
+    Raises:
+        ValueError: unless there is at least one of each.
+
+    Source: Rahimi and Recht 2007 (the features).
+    """
+    if min(num_features, num_examples, dimension) < 1:
+        raise ValueError(
+            f"random_features: expected at least 1 feature, example and dimension, got {num_features}, {num_examples}, "
+            f"{dimension}"
+        )
+    generator = np.random.default_rng(seed)
+    inputs = generator.normal(size=(num_examples, dimension))
+    phase = generator.uniform(0, 2 * np.pi, num_features)
+    features = np.sqrt(2) * np.cos(inputs @ generator.normal(size=(dimension, num_features)) + phase)
+
+    def init(key: jax.Array, *, scale: Any = 1.0) -> Params:
+        return scale * jax.random.normal(key, (num_features,))
+
+    def loss(params: Params, batch: Batch) -> jax.Array:
+        return 0.5 * jnp.mean((batch @ params) ** 2)
+
+    return Problem(
+        init,
+        loss,
+        features.astype(np.float32),
+        name="random_features",
+        description=f"Least squares on {num_features} random features, {num_examples} examples, fitted exactly.",
+    )
+
+
 def deep_linear(dimension: int = 8, depth: int = 3, num_examples: int = 32, seed: int = 0) -> Problem:
     """Build a deep linear network that learns a square matrix from whitened inputs.
 

@@ -17,7 +17,16 @@ from typing import Any
 
 from lossland import strict_json
 
-NAMES = ("linear_regression", "numpy_mlp", "catapult", "cosine_quadratic", "critical_constants", "fractal_boundary")
+NAMES = (
+    "linear_regression",
+    "numpy_mlp",
+    "edge_of_stability",
+    "minibatch_law",
+    "catapult",
+    "cosine_quadratic",
+    "critical_constants",
+    "fractal_boundary",
+)
 
 COMPARISONS = {
     "absolute": lambda measured, expected, tolerance: abs(measured - expected) <= tolerance,

@@ -45,7 +45,9 @@ def measure(folder: Path, fast: bool, table: dict[str, Any]) -> tuple[dict[str, 
         "c_sharp_at_most_c_max": _ordered(sharp, most),
         "c_max_of_the_widest": float(most["median"].isel(width=-1)),
     }
-    return numbers, figures.save(constants_figure(found, published), folder / "critical_constants")
+    paths = figures.save(constants_figure(found, published), folder / "critical_constants")
+    paths.append(figures.save_numbers(found[["median", "low", "high", "coverage"]], folder / "critical_constants"))
+    return numbers, paths
 
 
 def constants(width: int, examples: int, seeds: int, spacing: float) -> xr.Dataset:
@@ -62,7 +64,7 @@ def constants(width: int, examples: int, seeds: int, spacing: float) -> xr.Datas
     late = _train(problem, rates(*LATE_RANGE), seeds, LATE, ["loss"], LATE // 20)
     # Sharpness at the start is the same in both: a seed fixes the weights.
     late["sharpness"] = early["sharpness"].isel(step=0, learning_rate=0, drop=True) * xr.ones_like(late["loss"])
-    kept = ["value", "below", "above", "median", "low", "high"]
+    kept = ["value", "below", "above", "median", "low", "high", "coverage"]
     found = [
         critical_constants(early, within=EARLY).sel(constant=["c_loss", "c_sharp"]),
         critical_constants(late).sel(constant=["c_max"]),

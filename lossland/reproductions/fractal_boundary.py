@@ -156,18 +156,19 @@ def panel_dimensions(panel: Panel, size: Size, rule: str) -> tuple[np.ndarray, n
 
 
 def refinement(size: Size) -> dict[str, Any]:
-    """Compare refinement with training every point, on the linear panel's first frame and on a rough part of it."""
+    """Compare refinement with training every point, on the linear panel's first frame, and on a rough part of it at
+    half the resolution."""
     panel = PANELS["linear"]
     problem, optimizer = mean_field_network(activation="identity"), panel.optimizer(FAST.num_steps)
     planes = [plane for plane, _ in zoom(_drawer(problem, optimizer, 0, FAST), panel.plane, 3, 4.0, richest)]
     numbers = {}
-    for name, plane in (("", planes[0]), ("_where_rough", planes[-1])):
+    for name, plane, side in (("", planes[0], size.compared), ("_where_rough", planes[-1], size.compared // 2)):
         few, everything = (
             boundary(
                 problem,
                 optimizer,
                 plane,
-                size.compared,
+                side,
                 num_steps=FAST.num_steps,
                 probes=[tail_loss],
                 lost=not_converged,
@@ -178,7 +179,7 @@ def refinement(size: Size) -> dict[str, Any]:
             for adaptive in (True, False)
         )
         ours, theirs = (boundary_cells(one["diverges"].values[0]) for one in (few, everything))
-        numbers[f"dense_runs_per_refined_run{name}"] = size.compared**2 / int(few["num_trained"].item())
+        numbers[f"dense_runs_per_refined_run{name}"] = side**2 / int(few["num_trained"].item())
         numbers[f"boundary_cells_found{name}"] = float((ours & theirs).sum() / theirs.sum())
         numbers[f"boundary_cells_invented{name}"] = int((ours & ~theirs).sum())
     return numbers

@@ -13,3 +13,8 @@ def test_fast_report_has_its_rows():
         assert report["a"]["rows"][name]["converged"]
         assert report["a"]["rows"][name]["relative_error"] < 1e-5
     assert report["c"]["ours, mapped"]["largest_relative_error"] < 1e-5
+    assert report["dense"]["float32"]["converged"]
+    assert report["dense"]["float32"]["top_relative_error"] < 1e-5
+    assert report["dense"]["float64"]["lowest_relative_error"] < 1e-7
+    assert report["memory"]["converged"]
+    assert report["memory"]["stated_megabytes"] > 0

@@ -65,7 +65,7 @@ def test_outcomes_darken_as_they_get_worse():
 def test_a_phase_figure_says_what_it_counts_and_keys_what_occurs(phases):
     figure = phase_diagram_figure(phases)
     assert "8 runs" in figure.get_supxlabel().replace("\n", " ")
-    keyed = [text.get_text() for text in figure.legends[0].get_texts()]
+    keyed = [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
     assert keyed == [name.replace("_", " ") for name in CLASSES]
 
 
@@ -73,11 +73,12 @@ def test_a_boundary_is_drawn_where_it_is():
     found = disc(PLANE)
     ax = Figure().add_subplot()
     plot_boundary(ax, found)
-    mesh = next(child for child in ax.get_children() if isinstance(child, QuadMesh))
-    np.testing.assert_array_equal(mesh.get_array().reshape(24, 24), found["diverges"].values[0])
-    dots = ax.collections[-1].get_offsets()
-    assert len(dots) == boundary_cells(found["diverges"].values[0]).sum()
-    assert np.abs(np.hypot(*np.log10(dots).T) - 1).max() < 0.25
+    fills, marks = (child for child in ax.get_children() if isinstance(child, QuadMesh))
+    np.testing.assert_array_equal(fills.get_array().reshape(24, 24), found["diverges"].values[0])
+    marked = ~np.ma.getmaskarray(marks.get_array()).reshape(23, 23)
+    np.testing.assert_array_equal(marked, boundary_cells(found["diverges"].values[0]))
+    corners = np.asarray(marks.get_coordinates())[:-1, :-1][marked]
+    assert np.abs(np.hypot(*np.log10(corners).T) - 1).max() < 0.25
 
 
 def test_panels_and_frames(tmp_path):

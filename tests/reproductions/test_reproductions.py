@@ -163,3 +163,43 @@ class TestCommand:
             capsys.readouterr().out
         )
         assert jax.numpy.zeros(1).dtype == np.float32
+
+    def test_the_catapult_is_reproduced_and_every_number_has_its_run_time(self, tmp_path, capsys):
+        assert main(["reproduce", "catapult", "--json", "--fast", "--out", str(tmp_path)]) == 0
+        found = json.loads(capsys.readouterr().out)
+        assert {number["name"].split(".")[0] for number in found} == {"catapult"}
+        assert all(number["seconds"] > 0 for number in found)
+        assert (tmp_path / "catapult-fast" / "catapult.png").exists()
+
+    def test_a_fast_run_leaves_out_what_fewer_runs_cannot_tell(self, monkeypatch, tmp_path, capsys):
+        from lossland import reproductions
+
+        module = __import__("lossland.reproductions.linear_regression", fromlist=["measure"])
+        entry = {"expected": 0.0, "comparison": "equal", "source": "s"}
+        monkeypatch.setattr(reproductions, "targets", lambda name: {"x": entry, "y": {**entry, "full_only": True}})
+        monkeypatch.setattr(module, "measure", lambda place, fast, table: (dict.fromkeys(table, 0.0), []))
+        for arguments, names in ((["--fast"], ["x"]), ([], ["x", "y"])):
+            main(["reproduce", "linear_regression", "--json", "--out", str(tmp_path), *arguments])
+            found = json.loads(capsys.readouterr().out)
+            assert [number["name"].split(".")[1] for number in found] == names
+
+    def test_all_and_a_name_exclude_each_other(self, capsys):
+        assert main(["reproduce", "catapult", "--all"]) == 2
+        assert "--all" in capsys.readouterr().err
+
+
+class TestTransition:
+    def test_the_exponent_is_zero_for_points_and_the_dimension_for_a_cantor_set(self):
+        from lossland.reproductions.cosine_quadratic import COARSENING, growth
+
+        few = np.full((2, 8), 3.0)
+        np.testing.assert_allclose(growth(few, few), 0)
+        np.testing.assert_allclose(growth(few * COARSENING**0.63, few), 0.63)
+
+    def test_it_is_where_the_exponent_crosses(self):
+        from lossland.reproductions.cosine_quadratic import FRACTAL, ROUGHNESS, transition
+
+        rising = np.clip(ROUGHNESS - 0.8, 0, None)
+        assert transition(rising) == pytest.approx(0.8 + FRACTAL, abs=0.05)
+        assert transition(np.zeros_like(ROUGHNESS)) == np.inf
+        assert transition(np.ones_like(ROUGHNESS)) == ROUGHNESS[0]
