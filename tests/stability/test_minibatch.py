@@ -136,6 +136,22 @@ class TestNoiseKernel:
         assert rates[-1] == pytest.approx(2 / curvatures().eigenvalues[-1], rel=1e-12)
         assert found[0].mean_critical_learning_rate == rates[-1]
 
+    def test_epochs_are_another_process(self):
+        """A mean over all 24 orders of four examples: stabler than independent draws, or with momentum less stable."""
+        values = [0.1, 0.2, 0.3, 4.0]
+
+        def epoch_radius(rate, b):
+            steps = [np.array([[1 - rate * h, -rate * b], [h, b]]) for h in values]
+            orders = [
+                functools.reduce(lambda total, one: one @ total, order) for order in itertools.permutations(steps)
+            ]
+            return np.abs(np.linalg.eigvals(np.mean([np.kron(order, order) for order in orders], axis=0))).max()
+
+        found = ll.example_curvatures(weighted(values), jnp.ones(1))
+        for b, stable in ((0.0, True), (0.5, False), (0.9, True)):
+            rate = ll.mean_square_threshold(found, optax.sgd, batch_size=1, momentum=b).critical_learning_rate
+            assert epoch_radius(rate, b) < 0.9 if stable else epoch_radius(rate, b) > 1.4
+
     def test_sum_over_examples_is_a_larger_step(self):
         data = features().data
         problem = ll.Problem(
