@@ -13,8 +13,9 @@ In the eigenbasis of H the first part falls into pairs of eigenvalues. Summed ov
 elementwise product with G_ij = sum_k g_i(k) g_j(k), g_i(k) = e_x^T J(h_i)^k b: where the mean is stable, the second
 moment is iff the noise kernel X -> G o N(X) has a spectral radius below 1. The Kronecker matrix is never formed.
 
-Epochs (shuffled batches without replacement over an epoch) are not independent, and not what this is for: they add less
-noise, so the threshold here is a lower estimate of theirs. Noise that stays at the minimum (labels that are not fitted)
+Epochs (shuffled batches, each example once) are not independent from step to step, and not what this is for. Their
+operator is a mean over permutations; computed in full for four examples, its threshold lies above this one without
+momentum, and on either side of it with momentum. Noise that stays at the minimum (labels that are not fitted)
 changes how far the iterates spread, not whether they are stable.
 
 Source: Wu, Ma and E 2018 (one dimension); Mulayoff and Michaeli 2024, arXiv 2306.07850 (SGD, sampling without

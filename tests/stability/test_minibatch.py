@@ -1,17 +1,25 @@
 """Mean-square stability: closed forms, dense Kronecker operators, and the optimizer itself simulated."""
 
 import functools
+import itertools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import scipy.stats
 
 import lossland as ll
 from lossland.problems.synthetic import quadratic, random_features
 from lossland.stability.minibatch import mean_square_closed_form, noise_factor
-from lossland.stability.second_moment import MeasuredGrowth, measured_critical_learning_rate, second_moment_growth
+from lossland.stability.second_moment import (
+    T_QUANTILE,
+    MeasuredGrowth,
+    measured_critical_learning_rate,
+    second_moment_growth,
+    student_interval,
+)
 
 BETAS = [0.0, 0.5, 0.9, 0.99]
 
@@ -79,9 +87,8 @@ class TestClosedForms:
     @pytest.mark.parametrize("kind", ["heavy_ball", "ema"])
     def test_one_dimension_equals_the_noise_kernel(self, kind, variance):
         h = 1.7
-        spread = np.sqrt(2 * variance)  # of two examples; a batch of one without replacement keeps all of it
+        # A batch of one without replacement keeps all the spread of the two examples.
         problem = weighted([h - np.sqrt(variance), h + np.sqrt(variance)])
-        assert spread >= 0
         found = ll.example_curvatures(problem, jnp.ones(1))
         for b in BETAS:
             factory, arguments = (optax.sgd, {"momentum": b}) if kind == "heavy_ball" else (ema, {"b": b})
@@ -115,8 +122,6 @@ class TestNoiseKernel:
             assert grown == pytest.approx(kronecker_radius(1.1 * rate, step, factor), rel=1e-7)
 
     def test_factor_is_the_variance_of_a_batch_mean(self):
-        import itertools
-
         values = np.array([1.0, 4.0, 5.0, 9.0, 11.0])
         for size in range(1, 6):
             subsets = [np.mean(subset) for subset in itertools.combinations(values, size)]
@@ -130,6 +135,22 @@ class TestNoiseKernel:
         assert np.all(np.diff(rates) > 0)
         assert rates[-1] == pytest.approx(2 / curvatures().eigenvalues[-1], rel=1e-12)
         assert found[0].mean_critical_learning_rate == rates[-1]
+
+    def test_epochs_are_another_process(self):
+        """A mean over all 24 orders of four examples: stabler than independent draws, or with momentum less stable."""
+        values = [0.1, 0.2, 0.3, 4.0]
+
+        def epoch_radius(rate, b):
+            steps = [np.array([[1 - rate * h, -rate * b], [h, b]]) for h in values]
+            orders = [
+                functools.reduce(lambda total, one: one @ total, order) for order in itertools.permutations(steps)
+            ]
+            return np.abs(np.linalg.eigvals(np.mean([np.kron(order, order) for order in orders], axis=0))).max()
+
+        found = ll.example_curvatures(weighted(values), jnp.ones(1))
+        for b, stable in ((0.0, True), (0.5, False), (0.9, True)):
+            rate = ll.mean_square_threshold(found, optax.sgd, batch_size=1, momentum=b).critical_learning_rate
+            assert epoch_radius(rate, b) < 0.9 if stable else epoch_radius(rate, b) > 1.4
 
     def test_sum_over_examples_is_a_larger_step(self):
         data = features().data
@@ -189,6 +210,13 @@ class TestSimulation:
         value, low, high = found.critical_learning_rate()
         assert value == pytest.approx(certificate.critical_learning_rate, rel=0.02)
         assert high / low < 1.04
+
+    def test_quantiles_are_student_s(self):
+        for count, quantile in T_QUANTILE.items():
+            assert quantile == pytest.approx(scipy.stats.t.ppf(0.975, count - 1), rel=1e-3)
+        mean, half = student_interval(np.array([1.0, 2.0, 4.0]))
+        assert mean == pytest.approx(7 / 3)
+        assert half == pytest.approx(4.303 * np.std([1, 2, 4], ddof=1) / np.sqrt(3))
 
     def test_crossing_is_interpolated_and_nan_off_the_grid(self):
         rates = np.array([1.0, np.e, np.e**2])
