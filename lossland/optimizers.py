@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -202,25 +203,48 @@ class Optimizer:
 
     def _refusal(self, params: Any, traced: tuple[str, ...], concrete: tuple[str, ...] = ()) -> str | None:
         """Trace one update with some arguments as tracers and others at 1/2: what went wrong, or None."""
-        numbers = {name: 0.5 for name in concrete if name not in traced}
-
-        def loss(params: Any) -> jax.Array:
-            return sum((jnp.sum(leaf) for leaf in jax.tree.leaves(params)), jnp.zeros(()))
-
-        def update(params: Any, values: dict[str, jax.Array]) -> Any:
-            transformation = self.build(**values, **numbers)
-            return transformation.update(
-                params, transformation.init(params), params, value=jnp.ones(()), grad=params, value_fn=loss
-            )
-
+        shapes, structure = jax.tree.flatten(
+            jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), params)
+        )
+        question = (self.factory, tuple(self.arguments.items()), structure, tuple(shapes), traced, concrete)
         try:
-            jax.eval_shape(update, params, {name: jax.ShapeDtypeStruct((), np.float32) for name in traced})
-        except (TypeError, ValueError, AttributeError) as error:  # JAX's complaints about tracers are TypeErrors
-            return str(error) or type(error).__name__
-        return None
+            hash(question)
+        except TypeError:  # a fixed argument such as an array
+            return _what_tracing_refuses.__wrapped__(*question)
+        return _what_tracing_refuses(*question)
 
     def __repr__(self) -> str:
         return _repr_of("Optimizer", self.factory, self.arguments)
+
+
+@functools.lru_cache(maxsize=64)
+def _what_tracing_refuses(
+    factory: Callable[..., Any],
+    arguments: tuple[tuple[str, Any], ...],
+    structure: Any,
+    shapes: tuple[jax.ShapeDtypeStruct, ...],
+    traced: tuple[str, ...],
+    concrete: tuple[str, ...],
+) -> str | None:
+    """See `Optimizer._refusal`; kept, as a second sweep asks the same."""
+    optimizer = Optimizer(factory, **dict(arguments))
+    numbers = {name: 0.5 for name in concrete if name not in traced}
+
+    def loss(params: Any) -> jax.Array:
+        return sum((jnp.sum(leaf) for leaf in jax.tree.leaves(params)), jnp.zeros(()))
+
+    def update(params: Any, values: dict[str, jax.Array]) -> Any:
+        transformation = optimizer.build(**values, **numbers)
+        return transformation.update(
+            params, transformation.init(params), params, value=jnp.ones(()), grad=params, value_fn=loss
+        )
+
+    params = jax.tree.unflatten(structure, shapes)
+    try:
+        jax.eval_shape(update, params, {name: jax.ShapeDtypeStruct((), np.float32) for name in traced})
+    except (TypeError, ValueError, AttributeError) as error:  # JAX's complaints about tracers are TypeErrors
+        return str(error) or type(error).__name__
+    return None
 
 
 def _names(factory: Callable[..., Any], needed: bool = False) -> tuple[str, ...]:

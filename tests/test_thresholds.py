@@ -412,12 +412,19 @@ def test_limit_cycle_does_not_depend_on_curvature_and_scales_with_the_rate():
 
 
 def test_nothing_to_certify():
-    for transformation in (optax.set_to_zero(), optax.sgd(0.0), optax.sgd(-0.1), optax.sgd(0.1, momentum=1.1)):
+    for transformation in (optax.set_to_zero(), optax.sgd(0.0), optax.sgd(0.1, momentum=1.1)):
         certificate = ll.threshold(transformation)
         assert certificate.critical_curvature is None
         assert certificate.limit_cycle_amplitude is None
         assert "no positive curvature" in certificate.condition
     assert ll.threshold(optax.sgd(0.1, momentum=1.1)).growth(1.0) > 1
+
+
+@pytest.mark.parametrize("factory_", [optax.scale_by_adam, optax.identity, optax.trace, lambda: optax.sgd(-0.1)])
+def test_without_a_learning_rate_there_is_nothing_to_certify(factory_):
+    arguments = {"decay": 0.9} if factory_ is optax.trace else {}
+    with pytest.raises(ValueError, match=r"goes up the gradient.*scale_by_learning_rate"):
+        ll.threshold(factory_, **arguments)
 
 
 def test_schedules_stand_at_the_given_step():

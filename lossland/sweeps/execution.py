@@ -139,7 +139,7 @@ def make_job(
     if sweep.lane_width is None:
         sweep = sweep.with_lane_width(_lane_width_for(problem, place["platform"]))
     assert sweep.lane_width is not None
-    return Job(problem, optimizer, made_probes, sweep, make_plan(sweep.lane_width, place["platform"]), place)
+    return Job(problem, optimizer, made_probes, sweep, make_plan(sweep, place["platform"]), place)
 
 
 def _lane_width_for(problem: Problem, platform: str) -> int:
@@ -238,7 +238,7 @@ def _compute_here(
 ) -> Generator[tuple[int, dict[str, np.ndarray]], None, None]:
     """Compute tiles on this process's devices, several threads pulling from one queue; yields them as they finish."""
     plan = job.plan
-    num_chunks = per_tile // plan.lane_width
+    num_chunks = plan.chunks_for(per_tile)
     writes: list[Future[None]] = []
 
     def work(tile: int, runs: np.ndarray, device: Device) -> dict[str, np.ndarray] | None:

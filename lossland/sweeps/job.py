@@ -234,9 +234,12 @@ def here() -> dict[str, str]:
         "device": device.device_kind,
         "lossland": lossland.__version__,
         "jax": jax.__version__,
-        "jaxlib": metadata.version("jaxlib"),
+        "jaxlib": _version("jaxlib"),
         "optax": optax.__version__,
     }
+
+
+_version = functools.lru_cache(maxsize=4)(metadata.version)
 
 
 @functools.lru_cache(maxsize=32)  # one object per optimizer, so that its threshold is compiled once

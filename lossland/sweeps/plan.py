@@ -8,8 +8,12 @@ from typing import Any
 
 import jax
 
+from lossland.sweeps.sweep import Sweep
+
 Device = Any  # jax.Device, which type checkers take for a variable
 
+TILES_PER_WORKER = 2
+"""Tiles that every worker should get, so that none idles at the end: small sweeps are cut into smaller tiles."""
 ACCELERATOR_BUDGET = 2**32
 """Bytes of parameters, gradients and optimizer state that one wide chunk may take on an accelerator."""
 
@@ -18,19 +22,25 @@ ACCELERATOR_BUDGET = 2**32
 class Plan:
     """How a sweep is laid out on this machine.
 
-    Only `lane_width` decides bits; it is part of the sweep's identity. `chunks_per_tile` is how many kernels one job
-    advances one after another, `workers` how many jobs run at once.
+    Only `lane_width` decides bits; it is part of the sweep's identity. `chunks_per_tile` is how many kernels a program
+    is compiled to advance one after another in one job, `chunks_filled` how many of them this sweep gives it (one
+    compiled program serves sweeps of every size), `workers` how many jobs run at once.
     """
 
     lane_width: int
     chunks_per_tile: int
+    chunks_filled: int
     devices: tuple[Device, ...]
     workers_per_device: int
 
     @property
     def runs_per_tile(self) -> int:
         """Runs that are computed and saved together."""
-        return self.lane_width * self.chunks_per_tile
+        return self.lane_width * self.chunks_filled
+
+    def chunks_for(self, runs_per_tile: int) -> int:
+        """Chunks of the program that computes tiles of so many runs: those of a folder may have been cut elsewhere."""
+        return max(self.chunks_per_tile, -(-runs_per_tile // self.lane_width))
 
 
 def default_lane_width(platform: str, num_params: int, num_examples: int) -> int:
@@ -48,17 +58,20 @@ def default_lane_width(platform: str, num_params: int, num_examples: int) -> int
     return max(1, min(4096, 2 ** max(0, (ACCELERATOR_BUDGET // per_run).bit_length() - 1)))
 
 
-def make_plan(lane_width: int, platform: str) -> Plan:
-    """Lay tiles of a given lane width onto the local devices, for runs on a platform (this one, or that of workers)."""
-    devices = tuple(jax.local_devices())
-    on_cpu = platform == "cpu"
-    return Plan(
-        lane_width=lane_width,
-        chunks_per_tile=max(4, 16 // lane_width) if on_cpu else 1,
-        devices=devices,
-        # One Python thread per core on a single CPU device is as fast as forced host devices, and needs no flags.
-        workers_per_device=max(1, _num_cores() // len(devices)) if on_cpu else 1,
-    )
+def make_plan(sweep: Sweep, platform: str) -> Plan:
+    """Lay the tiles of a sweep, its lane width decided, onto the local devices, for runs on a platform (this one, or
+    that of workers)."""
+    assert sweep.lane_width is not None
+    lane_width, devices = sweep.lane_width, tuple(jax.local_devices())
+    if platform != "cpu":
+        return Plan(lane_width, chunks_per_tile=1, chunks_filled=1, devices=devices, workers_per_device=1)
+    # One Python thread per core on a single CPU device is as fast as forced host devices, and needs no flags.
+    workers_per_device = max(1, _num_cores() // len(devices))
+    wanted = TILES_PER_WORKER * workers_per_device * len(devices)
+    chunks = filled = max(4, 16 // lane_width)
+    while filled > 1 and len(sweep.tiles(filled * lane_width)) < wanted:
+        filled //= 2
+    return Plan(lane_width, chunks, filled, devices, workers_per_device)
 
 
 def _num_cores() -> int:

@@ -105,13 +105,10 @@ class GroupProgram:
     @functools.cached_property
     def abstract(self) -> tuple[Any, Any, Any]:
         """Shapes of a tile: (arguments of `begin`, progress, records), found by tracing alone."""
-        for_training, for_problem, seeds = self.arguments(self.group.runs[:1], self.job.plan.chunks_per_tile)
-        with numerics(self.dtype):
-            with jax.enable_x64(False):
-                start = jax.eval_shape(self.start, for_problem, seeds)
-            inputs = (for_training, seeds, start, self.data)
-            progress, records = jax.eval_shape(self.begin, *inputs)
-        return inputs, progress, records
+        arguments = self.arguments(self.group.runs[:1], self.job.plan.chunks_per_tile)
+        inputs = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), (*arguments, self.data))
+        shapes, structure = jax.tree.flatten(inputs)
+        return _shapes_of_tile(self.start, self.begin, self.dtype, structure, tuple(shapes))
 
     @functools.cached_property
     def shapes(self) -> dict[str, jax.ShapeDtypeStruct]:
@@ -345,6 +342,20 @@ def cached(function: Any) -> Any:
         return function(*arguments)
 
     return call
+
+
+@functools.lru_cache(maxsize=32)
+def _shapes_of_tile(
+    start: Any, begin: Any, dtype: str, structure: Any, shapes: tuple[Any, ...]
+) -> tuple[Any, Any, Any]:
+    """See `GroupProgram.abstract`; kept, as tracing takes longer than a small sweep."""
+    for_training, for_problem, seeds, data = jax.tree.unflatten(structure, shapes)
+    with numerics(dtype):
+        with jax.enable_x64(False):
+            started = jax.eval_shape(start, for_problem, seeds)
+        inputs = (for_training, seeds, started, data)
+        progress, records = jax.eval_shape(begin, *inputs)
+    return inputs, progress, records
 
 
 @functools.lru_cache(maxsize=16)

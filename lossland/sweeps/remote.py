@@ -107,7 +107,7 @@ def compute(
         ValueError: if cloudpickle is missing (extra "cluster"), by which functions travel; or a worker has other
             devices or software than the sweep was begun with.
     """
-    num_chunks, options = per_tile // job.plan.lane_width, _options(executor)
+    num_chunks, options = job.plan.chunks_for(per_tile), _options(executor)
     package = _sent_once(executor, pack(job))
     todo = list(reversed(todo))
     pending: dict[Future[Any], list[Tile]] = {}
@@ -218,7 +218,7 @@ def _job(package: Package) -> Job:
     import cloudpickle
 
     problem, optimizer, probes, sweep, place = cloudpickle.loads(package.content)
-    return Job(problem, optimizer, probes, sweep, make_plan(sweep.lane_width, place["platform"]), place)
+    return Job(problem, optimizer, probes, sweep, make_plan(sweep, place["platform"]), place)
 
 
 def _refuse_difference(expected: dict[str, str], there: dict[str, str], where: str) -> None:

@@ -94,7 +94,7 @@ def rerun(
     findings = []
     for tile in sorted(int(tile) for tile in chosen):
         there, program = store.read(tile), job.program_of(places[tile])
-        again = program.compute(places[tile], store.runs_per_tile // job.plan.lane_width, job.plan.devices[0])
+        again = program.compute(places[tile], job.plan.chunks_for(store.runs_per_tile), job.plan.devices[0])
         assert there is not None
         assert again is not None
         other = [name for name in again if again[name].tobytes() != there[name].astype(again[name].dtype).tobytes()]

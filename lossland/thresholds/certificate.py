@@ -94,8 +94,9 @@ def threshold(optimizer: Any, *, step: int | None = None, **hyperparameters: Any
     A weight decay coupled into the gradient shifts H where nothing is preconditioned and is negligible beside P. The
     probe is a vector of one parameter. Another value of a float hyperparameter compiles nothing.
 
-    Raises ValueError where an argument is missing, unknown or not finite, and where the update is random, periodic,
-    complex, not differentiable, scaled by the parameter, or not preconditioned in a way that is known.
+    Raises ValueError where an argument is missing, unknown or not finite, and where the update goes up the gradient (no
+    learning rate, or a negative one), is random, periodic, complex, not differentiable, scaled by the parameter, or not
+    preconditioned in a way that is known.
     """
     _check_step(step)
     factory, name, arguments = optimizer, _name(optimizer), hyperparameters
@@ -125,6 +126,11 @@ def threshold(optimizer: Any, *, step: int | None = None, **hyperparameters: Any
         column[0] for column in stable_interval(linear.p, linear.q, linear.transition, linear.gradient_response)
     )
     parts = linear.transition[0], linear.gradient_response[0]
+    if not np.isfinite(critical) and parts[1][0] > 0:
+        raise ValueError(
+            f"{name}: the update goes up the gradient, so there is nothing to be stable: a learning rate is missing "
+            "(parts such as optax.scale_by_adam have none) or negative; chain optax.scale_by_learning_rate(...) behind it"
+        )
     if not np.isfinite(critical):
         condition = "no positive curvature turns the update from stable to unstable; " + condition
         return Certificate(None, None, None, None, preconditioned, condition, None, *parts)
