@@ -129,7 +129,7 @@ def threshold(optimizer: Any, *, step: int | None = None, **hyperparameters: Any
     if not np.isfinite(critical) and parts[1][0] > 0:
         raise ValueError(
             f"{name}: the update goes up the gradient, so there is nothing to be stable: a learning rate is missing "
-            "(parts such as optax.scale_by_adam have none) or negative; chain optax.scale_by_learning_rate(...) behind it"
+            "(parts such as optax.scale_by_adam have none) or negative; chain optax.scale_by_learning_rate(...)"
         )
     if not np.isfinite(critical):
         condition = "no positive curvature turns the update from stable to unstable; " + condition
