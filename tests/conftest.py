@@ -1,7 +1,27 @@
 """Fixtures shared by all tests."""
 
+import os
+import shutil
+import tempfile
+
 import jax
 import pytest
+
+
+def pytest_configure(config):
+    """Give this run of the tests, all its processes together, one place to keep compiled programs in: many compile
+    the same."""
+    if "LOSSLAND_TEST_CACHE" not in os.environ:
+        os.environ["LOSSLAND_TEST_CACHE"] = tempfile.mkdtemp(prefix="lossland-compiled-")
+        config.add_cleanup(lambda: shutil.rmtree(os.environ["LOSSLAND_TEST_CACHE"], ignore_errors=True))
+    settings = {
+        "jax_compilation_cache_dir": os.environ["LOSSLAND_TEST_CACHE"],
+        "jax_persistent_cache_min_compile_time_secs": 0.1,
+        "jax_persistent_cache_min_entry_size_bytes": -1,
+    }
+    for name, value in settings.items():
+        os.environ.setdefault(name.upper(), str(value))  # for processes that tests start
+        jax.config.update(name, value)
 
 
 @pytest.fixture

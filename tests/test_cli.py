@@ -14,6 +14,7 @@ from lossland.problems import NAMES, named
 SMALL = ["map", "linear_regression", "--learning-rate", "0.003:0.02:9", "--seeds", "6", "--steps", "100"]
 
 
+@pytest.mark.slow
 def test_map_draws_saves_and_states_predicted_and_measured(tmp_path, capsys):
     assert main([*SMALL, "--out", str(tmp_path / "runs")]) == 0
     printed = capsys.readouterr().out
@@ -39,6 +40,7 @@ def test_map_draws_saves_and_states_predicted_and_measured(tmp_path, capsys):
     assert main([*SMALL, "--out", str(tmp_path / "runs")]) == 0, "the same command again finds everything done"
 
 
+@pytest.mark.slow
 def test_default_folder_is_kept_apart_from_other_sweeps(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert main(SMALL) == 0
@@ -47,6 +49,7 @@ def test_default_folder_is_kept_apart_from_other_sweeps(tmp_path, capsys, monkey
     assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == ["linear_regression", "linear_regression-2"]
 
 
+@pytest.mark.slow
 def test_a_second_axis_fixed_arguments_and_options(tmp_path, capsys):
     arguments = ["--axis", "momentum=0,0.9", "--fix", "initial_weight=0.1", "--option", "num_examples=10"]
     assert main([*SMALL, *arguments, "--out", str(tmp_path)]) == 0
@@ -102,6 +105,7 @@ def test_values_are_numbers_lists_and_log_spaced_ranges():
     np.testing.assert_allclose(parse_values("x", ["0.01:1:3", "5"]), [0.01, 0.1, 1, 5])
 
 
+@pytest.mark.slow
 def test_default_rates_surround_the_predicted_one():
     rates = predicted_rates(named("linear_regression"), Optimizer(optimizer_named("sgd")))
     assert rates[0] < 2 / 288.539 / 5

@@ -40,6 +40,7 @@ def descended(params, num_steps=40, rate=0.05):
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *points)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("which", ["top", "second", "lowest"])
 def test_along_an_eigenvector_the_loss_is_its_quadratic_model(params, which):
     matvec = hessian(objective, params)
@@ -192,6 +193,7 @@ class TestBadInput:
             landscapes.gradient_direction(lambda p: jnp.sum(p**2), jnp.zeros(3))
 
 
+@pytest.mark.slow
 def test_pictures(params, tmp_path):
     trajectory = descended(params)
     figure = slices.plane_figure(landscapes.trajectory_plane(objective, trajectory, num_points=31), "Descent")

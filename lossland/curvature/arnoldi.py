@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
+from lossland.curvature.factorisations import eig
 from lossland.curvature.lanczos import ROUNDING_UNITS, check_positive, check_start, dot, generic_vector, unit
 
 Target = Literal["largest", "oscillating"]
@@ -184,7 +185,7 @@ def _ritz(product: Callable[[Array], Array], start: Array, size: int) -> tuple[A
     begin = (jnp.zeros((size, num_params), dtype), jnp.zeros((size, size), dtype), unit(start))
     basis, projected, _ = lax.fori_loop(0, size, extend, begin)
     finite = jnp.all(jnp.isfinite(projected))
-    values, coefficients = jnp.linalg.eig(jnp.where(finite, projected, 0))
+    values, coefficients = eig(jnp.where(finite, projected, 0))
     vectors = lax.complex(dot(jnp.real(coefficients.T), basis), dot(jnp.imag(coefficients.T), basis))
     return jnp.where(finite, values, jnp.nan), jnp.where(finite, vectors, jnp.nan)
 

@@ -28,6 +28,13 @@ def eigh(matrix: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 
 @sequential_vmap
+def eig(matrix: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Decompose a square matrix: complex eigenvalues in no order, right eigenvectors as columns."""
+    values, vectors = jnp.linalg.eig(matrix)
+    return values, vectors
+
+
+@sequential_vmap
 def qr(matrix: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Decompose a tall matrix into orthonormal columns and a triangle."""
     basis, triangle = jnp.linalg.qr(matrix)

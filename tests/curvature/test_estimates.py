@@ -37,6 +37,7 @@ def test_trace_is_unbiased_and_its_error_is_its_error(x64):
     assert (estimates.num_matvecs == 24).all()
 
 
+@pytest.mark.slow
 def test_trace_is_exact_where_it_can_be(x64):
     """Zero, low rank, a multiple of the identity, and no more parameters than vectors."""
     for values in (np.zeros(30), np.r_[5.0, 3, 1, np.zeros(27)], -np.ones(30), [3.0], [1.0, -1.0, 2.0]):

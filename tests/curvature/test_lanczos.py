@@ -211,6 +211,7 @@ def test_warm_start_saves_products():
     assert (np.asarray(cold.num_matvecs) >= 10).all()
 
 
+@pytest.mark.slow
 def test_same_result_in_every_context():
     """jit, vmap without a named axis, lax.map and a loop body; one compilation for all values."""
     names, matrices, starts = tile()

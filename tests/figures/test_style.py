@@ -62,6 +62,7 @@ def test_saved_files_have_the_resolution_and_the_fonts(tmp_path):
         assert not re.search(rb"CreationDate|ModDate|\b20\d\d-\d\d-\d\d", file)
 
 
+@pytest.mark.slow
 def test_files_are_the_same_bytes_in_another_process_and_no_window_is_prepared(tmp_path):
     code = (
         "import sys, numpy as np; from lossland import figures; from tests.figures.synthetic import catapults\n"

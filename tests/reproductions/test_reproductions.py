@@ -99,6 +99,7 @@ class TestFormulas:
         assert predicted_overflow(weight) == np.flatnonzero(np.isinf(losses))[0] + 1
         assert trace_to_nan(weight)[0] == np.flatnonzero(np.isnan(losses))[0] + 1
 
+    @pytest.mark.slow
     def test_curvature_along_a_step_predicts_the_loss_exactly(self):
         from lossland.reproductions.numpy_mlp import step_curvature
 
@@ -112,6 +113,7 @@ class TestFormulas:
 
 
 class TestCommand:
+    @pytest.mark.slow
     def test_linear_regression_is_reproduced(self, tmp_path, capsys):
         code = main(["reproduce", "linear_regression", "--json", "--fast", "--out", str(tmp_path)])
         found = json.loads(capsys.readouterr().out)
@@ -164,6 +166,7 @@ class TestCommand:
         )
         assert jax.numpy.zeros(1).dtype == np.float32
 
+    @pytest.mark.slow
     def test_the_catapult_is_reproduced_and_every_number_has_its_run_time(self, tmp_path, capsys):
         assert main(["reproduce", "catapult", "--json", "--fast", "--out", str(tmp_path)]) == 0
         found = json.loads(capsys.readouterr().out)

@@ -51,6 +51,7 @@ def test_quadratic_at_the_threshold_has_multiplier_minus_one(arguments, times, x
         np.testing.assert_allclose(np.abs(found.direction), [0, 0, 1], atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["momentum", "adam"])
 def test_network_agrees_with_the_dense_jacobian(name, x64):
     problem = problem_named("cubic")

@@ -32,6 +32,7 @@ class TestPoints:
             np.testing.assert_array_equal(one["loss"], other["loss"])
             np.testing.assert_allclose(one["threshold"], other["threshold"], rtol=1e-12)
 
+    @pytest.mark.slow
     def test_points_cross_axes_and_come_back_from_disk(self, tmp_path):
         sweep = ll.Sweep({"scale": [0.5, 1.0]}, points=self.points, **FIELDS)
         runs = ll.run(problem_named("cubic"), optax.sgd, sweep, out=tmp_path)
@@ -77,6 +78,7 @@ class TestPoints:
 
 
 class TestPrecision:
+    @pytest.mark.slow
     def test_each_precision_equals_its_own_sweep(self):
         together = ll.run(
             problem_named("cubic"),
@@ -91,6 +93,7 @@ class TestPrecision:
             for name in ("loss", "sharpness"):
                 np.testing.assert_array_equal(together[name].sel(dtype=dtype), alone[name].astype(np.float64))
 
+    @pytest.mark.slow
     def test_bfloat16_parameters(self):
         sweep = ll.Sweep({"learning_rate": [0.05]}, dtype="bfloat16", seeds=4, num_steps=200, every=50)
         kinds = {}
@@ -112,6 +115,7 @@ class TestPrecision:
         np.testing.assert_allclose(runs["sharpness"].isel(step=0), single["sharpness"].isel(step=0), rtol=0.05)
         assert (runs["loss"].isel(step=-1) < 0.8 * runs["loss"].isel(step=0)).all()
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("name", ["momentum", "rmsprop", "adam"])
     def test_bfloat16_with_arguments_on_axes(self, name):
         factory, arguments = OPTIMIZERS[name]
@@ -139,6 +143,7 @@ class TestSchedules:
     decay = ll.Schedule(optax.polynomial_schedule, power=1, transition_steps=8)
     optimizer = ll.Optimizer(optax.sgd, learning_rate=decay)
 
+    @pytest.mark.slow
     def test_arguments_of_a_schedule_are_axes(self):
         axes = {"init_value": [0.01, 0.1], "end_value": [0.001, 0.1]}
         runs = ll.run(problem_named("cubic"), self.optimizer, ll.Sweep(axes, dtype="float64", **FIELDS))
@@ -167,6 +172,7 @@ class TestSchedules:
 
 
 class TestPlan:
+    @pytest.mark.slow
     def test_forecast_of_a_sweep(self, tmp_path):
         sweep = ll.Sweep({"learning_rate": np.geomspace(1e-3, 0.1, 6)}, 8, 200, 50)
         found = ll.plan(problem_named("cubic"), optax.sgd, sweep, ["loss"], lane_widths=[2, 16])
@@ -187,6 +193,7 @@ class TestPlan:
         found = ll.plan(problem_named("cubic"), optax.sgd, sweep)
         assert [candidate.lane_width for candidate in found.candidates] == [3]
 
+    @pytest.mark.slow
     def test_a_sweep_that_does_not_fit_says_which_width_would(self, monkeypatch):
         sweep = ll.Sweep({"learning_rate": [0.1]}, 2, 5, 5, lane_width=512)
         needed = ll.plan(problem_named("cubic"), optax.sgd, sweep).candidates[0].bytes_per_worker
@@ -200,6 +207,7 @@ class TestPlan:
         with pytest.raises(ValueError, match=r"no lane width would fit \(1 needs"):
             ll.plan(problem_named("cubic"), optax.sgd, sweep)
 
+    @pytest.mark.slow
     def test_every_program_counts(self, monkeypatch):
         """A sweep over precisions takes as long as each of them on its own runs, and as much memory as the widest."""
 

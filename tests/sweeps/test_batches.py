@@ -70,6 +70,7 @@ def epoch_means(losses, steps, per_epoch):
     return np.array(means)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("layout", "width"), [(layout, 1 + 3 * (place % 2)) for place, layout in enumerate(LAYOUTS)])
 def test_batches_equal_a_loop_by_hand(layout, width):
     options = LAYOUTS[layout]
@@ -96,6 +97,7 @@ def test_every_epoch_sees_every_example_once():
         assert np.concatenate(steps[:4]).tolist() != np.concatenate(steps[4:]).tolist()
 
 
+@pytest.mark.slow
 def test_98_sequences_in_batches_of_32():
     batches = Batches(98, 32)
     assert [int(batches.size_at(step)) for step in range(8)] == [32, 32, 32, 2] * 2
@@ -111,6 +113,7 @@ def test_98_sequences_in_batches_of_32():
     assert runs["sizes"].values.ravel()[:8].tolist() == [32, 32, 32, 2] * 2
 
 
+@pytest.mark.slow
 def test_batch_size_is_an_axis_and_each_value_equals_its_own_sweep():
     problem = problem_named("cubic")
     fields = {"seeds": 3, "num_steps": 20, "every": 5}
@@ -233,6 +236,7 @@ def starting_params(problem, seed):
     return problem.init(key_of(jnp.uint32(seed), "init"))
 
 
+@pytest.mark.slow
 def test_batch_statistics_equal_a_flax_loop():
     network = Network(norm=True)
     problem = ll.Problem.from_flax(network, squared, DATA)
@@ -263,6 +267,7 @@ def test_batch_statistics_equal_a_flax_loop():
     assert runs["sharpness_converged"].all()
 
 
+@pytest.mark.slow
 def test_batch_statistics_move_with_the_seed_bits_too():
     problem = ll.Problem.from_flax(Network(norm=True, dropout=True), squared, DATA)
     fields = {"num_steps": 9, "every": 3, "batch_size": 8, "lane_width": 4}

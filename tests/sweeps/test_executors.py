@@ -107,6 +107,7 @@ def spawned(workers: int = 1) -> ProcessPoolExecutor:
 
 
 class TestBits:
+    @pytest.mark.slow
     def test_threads(self, tmp_path):
         with ThreadPoolExecutor(2) as executor:
             assert_same_bits(train(executor=executor), alone())
@@ -130,6 +131,7 @@ class TestBits:
         assert 0 < saved.sum() < saved.size
         assert_same_bits(train(tmp_path), alone())
 
+    @pytest.mark.slow
     def test_dask(self, cluster, tmp_path):
         executor = cluster.get_executor()
         assert_same_bits(train(executor=executor), alone())

@@ -163,6 +163,7 @@ def test_a_request_to_stop_saves_and_exits_with_75(tmp_path, number):
     xr.testing.assert_equal(sweep_here(out, STOPPED).load(), sweep_here(num_steps=STOPPED))
 
 
+@pytest.mark.slow
 def test_signals_are_left_alone_afterwards(tmp_path):
     before = signal.getsignal(signal.SIGTERM)
     sweep = ll.Sweep({"learning_rate": [0.1]}, 1, 3, 1)

@@ -263,6 +263,7 @@ class TestCompilation:
 
 
 class TestOracle:
+    @pytest.mark.slow
     @pytest.mark.parametrize("name", OPTIMIZERS)
     def test_trajectories_equal_a_numpy_float64_oracle(self, name):
         from tests.oracles import numpy_trajectory
@@ -315,6 +316,7 @@ class TestDisk:
     def run(self, out, **options):
         return ll.run(problem_named("cubic"), optax.sgd, ll.Sweep(**{**SMALL, **options}), ["loss", "sharpness"], out)
 
+    @pytest.mark.slow
     def test_load_brings_back_the_dataset(self, tmp_path):
         runs = self.run(tmp_path / "runs")
         loaded = ll.load(tmp_path / "runs")
@@ -383,6 +385,7 @@ class TestDisk:
         with pytest.raises(ValueError, match="probes_program"):
             ll.run(problem_named("cubic"), optax.sgd, ll.Sweep(**SMALL), [make(2)], tmp_path)
 
+    @pytest.mark.slow
     def test_arrays_that_a_probe_or_an_optimizer_has_closed_over_count(self, tmp_path):
         def probe_of(values):
             def mine(problem, optimizer, state):

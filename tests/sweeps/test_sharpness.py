@@ -53,6 +53,7 @@ def dense_sharpness(problem: ll.Problem, seed: int, dtype: str, num_steps: int) 
     return float(np.linalg.eigvalsh(dense_hessian(problem, seed, dtype, num_steps)[1])[-1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-4), ("float64", 1e-6)])
 def test_equals_the_dense_float64_hessian(dtype, tolerance):
     problem = two_thousand_parameters()
@@ -65,6 +66,7 @@ def test_equals_the_dense_float64_hessian(dtype, tolerance):
             assert measured == pytest.approx(dense_sharpness(problem, seed, dtype, step), rel=tolerance)
 
 
+@pytest.mark.slow
 def test_residual_bounds_the_distance_to_the_top_eigenvalue():
     problem = problem_named("cubic")
     sweep = ll.Sweep({"learning_rate": [RATE]}, seeds=8, num_steps=STEPS, every=STEPS)
@@ -77,6 +79,7 @@ def test_residual_bounds_the_distance_to_the_top_eigenvalue():
         assert gap <= runs["sharpness_residual"].sel(seed=seed, step=STEPS).item() + 1e-6 * truth
 
 
+@pytest.mark.slow
 def test_warm_starts_spare_products():
     problem = problem_named("cubic")
     sweep = ll.Sweep({"learning_rate": [RATE]}, seeds=16, num_steps=100, every=5)
@@ -85,6 +88,7 @@ def test_warm_starts_spare_products():
     assert (warm < cold).mean() >= 0.9
 
 
+@pytest.mark.slow
 def test_gradient_curvature_is_the_rayleigh_quotient():
     problem = problem_named("cubic")
     sweep = ll.Sweep({"learning_rate": [RATE]}, seeds=2, num_steps=1, every=1, dtype="float64")
