@@ -216,9 +216,10 @@ class TestPlan:
 
         monkeypatch.setattr("lossland.sweeps.programs.GroupProgram.trial", trial)
         monkeypatch.setattr("lossland.sweeps.planning._workers", lambda plan: list(plan.devices[:1]))
+        monkeypatch.setattr("lossland.sweeps.plan._num_cores", lambda: 1)
 
         def candidate(dtypes):
-            sweep = ll.Sweep({"learning_rate": [0.1], "dtype": dtypes}, 16, 5, 5, lane_width=4)
+            sweep = ll.Sweep({"learning_rate": [0.1], "dtype": dtypes}, 32, 5, 5, lane_width=4)  # full tiles
             return ll.plan(problem_named("cubic"), optax.sgd, sweep).candidates[0]
 
         single, double, both = (candidate(names) for names in (["float32"], ["float64"], ["float32", "float64"]))
