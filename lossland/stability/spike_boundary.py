@@ -1,0 +1,48 @@
+"""Which (b1, b2) spike on their own: on a quadratic, and where the loss is flatter than one at its minimum."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from lossland.stability.arguments import Numbers, decay, momentum, positive
+
+
+def _superquadratic(power: Numbers) -> np.ndarray:
+    """Check the power of a loss that is flatter than a quadratic at its minimum."""
+    power = positive("superquadratic", "power", power)
+    if np.any(power <= 2):
+        raise ValueError(
+            f"superquadratic: power: expected more than 2, got {np.min(power):g}; see spike_boundary for 2"
+        )
+    return power
+
+
+def superquadratic_critical_decay(power: Numbers, b1: Numbers) -> np.ndarray:
+    """Return the b2 above which Adam settles on f(x) = |x|^power without spikes.
+
+    Equation: b2 > b1^(2 (n - 2) / n), n = `power`. Between a v that only decays, by b2, and a gradient x^(n - 1), x can
+    shrink by r = b2^(1 / (2 (n - 2))) per step with kappa constant; perturbed, x / r^t returns iff b1 / (sqrt(b2) r^2),
+    the product of the two roots of its recursion, is below 1.
+
+    In practice: minima of networks that have fitted their data are flatter than quadratic. There b2 = 0.999 with
+    b1 = 0.9 is on the safe side (n = 4: b2 > 0.9), and a *smaller* b2 is what starts spikes.
+
+    Valid for eps = 0 and gradients far from underflow. Raises ValueError unless power > 2 and 0 <= b1 < 1.
+
+    Source: Bai et al. 2026 (arXiv 2603.09581); derived as above.
+    """
+    power = _superquadratic(power)
+    return momentum("superquadratic_critical_decay", b1) ** (2 * (power - 2) / power)
+
+
+def superquadratic_rate(power: Numbers, b2: Numbers) -> np.ndarray:
+    """Return the factor by which |x| shrinks per step on f(x) = |x|^power, where Adam does not spike.
+
+    Equation: r = b2^(1 / (2 (power - 2))); the loss shrinks by r^power. Learning rate and curvature drop out.
+
+    In practice: late in training the loss falls as fast as the second moment forgets: a larger b2 trains slower.
+
+    Valid where `superquadratic_critical_decay` is exceeded. Raises ValueError unless power > 2 and 0 < b2 < 1.
+    """
+    power = _superquadratic(power)
+    return decay("superquadratic_rate", b2) ** (1 / (2 * (power - 2)))
