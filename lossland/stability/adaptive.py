@@ -23,7 +23,8 @@ from lossland.stability.crossing import (
 )
 from lossland.stability.damping import epsilon_floor, noise_edge
 from lossland.stability.mode_growth import critical_ratio, growth_factor, ratio_rate
-from lossland.stability.spike_boundary import superquadratic_critical_decay, superquadratic_rate
+from lossland.stability.relaxation import Relaxation, relaxation_cycle, relaxation_period
+from lossland.stability.spike_boundary import spike_boundary, superquadratic_critical_decay, superquadratic_rate
 from lossland.stability.spike_lag import (
     lag,
     lag_closed_form,
@@ -42,6 +43,7 @@ from lossland.stability.two_cycle import (
 from lossland.stability.update_size import jump_response, periodic_drift, update_bound, update_rms
 
 __all__ = [
+    "Relaxation",
     "breathing_period",
     "critical_ratio",
     "crossing_time",
@@ -60,7 +62,10 @@ __all__ = [
     "overshoot",
     "periodic_drift",
     "ratio_rate",
+    "relaxation_cycle",
+    "relaxation_period",
     "second_moment_residual",
+    "spike_boundary",
     "superquadratic_critical_decay",
     "superquadratic_rate",
     "two_cycle_amplitude",

@@ -66,6 +66,51 @@ def simulate(
         return Path(*(np.asarray(column).T for column in path))
 
 
+class Events(NamedTuple):
+    """Rounds of crossing, spike and trough, `[ndarray, "event"]` each; steps index the path.
+
+    `lane`; `crossing`: first step with kappa >= kappa*; `spike`: first step from there on with |gradient| at least the
+    root of the second moment of the crossing; `peak` and `trough`: extremes of kappa until `next_crossing`.
+    """
+
+    lane: np.ndarray
+    crossing: np.ndarray
+    spike: np.ndarray
+    peak: np.ndarray
+    trough: np.ndarray
+    next_crossing: np.ndarray
+
+
+def spike_events(path: Path, critical: Any, settled: Any = 100) -> Events:
+    """Find every complete round after `settled` steps: kappa rises through `critical`, the loss spikes, kappa falls."""
+    lanes = len(path.kappa)
+    critical, settled = (np.broadcast_to(np.asarray(x, np.float64), (lanes,)) for x in (critical, settled))
+    found = []
+    for lane, threshold in enumerate(critical):
+        kappa, size = path.kappa[lane], np.abs(path.gradient[lane])
+        above = kappa >= threshold
+        rises = np.flatnonzero(above[1:] & ~above[:-1]) + 1
+        falls = np.flatnonzero(~above[1:] & above[:-1]) + 1
+        last = settled[lane]
+        for crossing in rises[rises < len(kappa) - 1]:
+            if crossing < last:
+                continue
+            loud = size[crossing:] >= np.sqrt(path.second_moment[lane, crossing + 1])
+            spike = crossing + int(np.argmax(loud))
+            later_falls = falls[falls > spike]
+            if not loud.any() or not len(later_falls):
+                break
+            later_rises = rises[rises > later_falls[0]]
+            if not len(later_rises):
+                break
+            after = later_rises[0]
+            peak = crossing + int(np.argmax(kappa[crossing : later_falls[0]]))
+            trough = later_falls[0] + int(np.argmin(kappa[later_falls[0] : after]))
+            found.append((lane, crossing, spike, peak, trough, after))
+            last = after
+    return Events(*np.array(found, int).reshape(-1, 6).T)
+
+
 @functools.lru_cache(maxsize=32)
 def _program(factory: Any, fixed: tuple, num_steps: int, noisy: bool) -> Callable[..., Any]:
     def one(values: dict[str, jax.Array], key: jax.Array) -> Path:

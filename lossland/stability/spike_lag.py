@@ -194,7 +194,7 @@ def lag_under_noise(
     covariance = np.zeros((*b1.shape, 2, 2))
     steps, step = np.full(b1.shape, np.inf), -before
     while np.any(np.isinf(steps)):
-        kappa = critical_ratio(b1) * np.exp(sigma * step)
+        kappa = critical_ratio(b1) * np.exp(sigma * (step + 0.5))  # a crossing falls between two steps
         jacobian = mode_step(kappa, b1)
         push = np.stack([-(1 - b1) * kappa, 1 - b1 + 0 * kappa], -1) * noise[..., None]
         covariance = jacobian @ covariance @ np.swapaxes(jacobian, -1, -2) + push[..., :, None] * push[..., None, :]
