@@ -73,9 +73,9 @@ def lag_closed_form(log_gain: Numbers, b1: Numbers, b2: Numbers, *, curvature_ra
     """Return the lag of `lag`, counted from the crossing, in closed form.
 
     Equation: s = [3 log_gain / (2 (1 + b1) sqrt(sigma))]^(2/3), from ln rho = (1 + b1) sqrt(sigma i), the square-root
-    branch of `growth_factor`. Valid for 20 / kappa*^2 < sigma s < 0.2, within 15 % of the sum and always below it;
-    under that range rho still grows linearly in kappa - kappa* and the spike comes later, above it ln rho saturates. At
-    b1 = 0 there is no such branch (rho = kappa - 1).
+    branch of `growth_factor`. Valid for 30 / kappa*^2 < sigma s < 0.3, where it is below the sum by at most 14 % and a
+    step. Under that range rho still grows linearly in kappa - kappa* and the spike comes later. At b1 = 0 there is no
+    such branch (rho = kappa - 1).
 
     In practice: a mode 1000 times smaller needs not 1000 times longer but some tens of steps.
 

@@ -71,6 +71,8 @@ def two_cycle_critical_momentum(b2: Numbers) -> np.ndarray:
     Equation: b1 = [3 (1 + b2) - sqrt(9 (1 + b2)^2 - 4 b2)] / (2 b2), 3 - 2 sqrt 2 = 0.1716 for b2 -> 1, 1 / 3 for b2 ->
     0.
 
+    In practice: the little momentum that RMSprop bears before its rest at the edge turns into bursts.
+
     Raises ValueError unless 0 < b2 < 1.
     """
     b2 = decay("two_cycle_critical_momentum", b2)

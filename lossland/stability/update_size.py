@@ -51,7 +51,7 @@ def update_rms(b1: Numbers) -> np.ndarray:
     In practice: an update RMS near 0.2 says that batches disagree and training has come to rest; near 1, that all steps
     point the same way. An update RMS that climbs while the loss is flat is a warning.
 
-    Valid for b2 -> 1 (within a relative (1 - b2) / (1 - b1)) and gradients without a mean.
+    Valid for b2 -> 1 and gradients without a mean.
 
     Raises ValueError unless 0 <= b1 < 1.
     """
