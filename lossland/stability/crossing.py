@@ -28,15 +28,15 @@ def crossing_time(
     some ten steps at b1 = 0.9; once the mode is quiet, 0.
 
     `step`: the number of updates done, where bias corrections still move (step < 10 / (1 - b2)): they raise kappa too,
-    and t solves (ln[(b2^-t - b2^step) / (1 - b2^step)]) / 2 + curvature_rate t = ln(kappa* / kappa0) + ln(1 + residual)
-    / 2.
+    and t solves (ln[(b2^-t - b2^step) / (1 - b2^step)]) / 2 + curvature_rate t = ln(kappa* / kappa0) +
+    ln(1 + residual) / 2.
 
     In practice: the earliest warning there is. With b2 = 0.999 a mode at half the threshold crosses it in 1386 steps.
     A learning rate times 0.9 buys ln(1 / 0.9) / sigma = 211 steps, not safety.
 
     Valid until the next spike, where the oscillation has time to die, t |ln b1| / 2 > 8: then within 1.5 steps of the
-    crossing. With less time the error grows to 4 % of t. Without the residual it is early by ln(1 + residual) / |ln
-    b2|.
+    crossing. With less time the error grows to 4 % of t. Without the residual it is early by
+    ln(1 + residual) / |ln b2|.
 
     Raises ValueError unless kappa0 > 0, 0 <= b1 < 1, 0 < b2 <= 1, residual >= 0 and step >= 1.
     """

@@ -18,8 +18,8 @@ def epsilon_floor(learning_rate: Numbers, curvature: Numbers, b1: Numbers, *, in
 
     In practice: at learning rate 1e-3 a curvature of 20 needs eps = 5e-4. The default 1e-8 damps nothing above a
     curvature of 4e-4, so late instability is what to expect from it, not an accident. An eps this large also slows
-    every parameter whose gradients are smaller than it, and a network answers by growing sharper until
-    learning_rate x curvature / eps is at kappa* again.
+    every parameter whose gradients are smaller than it, and where curvature still grows, learning_rate x curvature /
+    eps reaches kappa* again.
 
     Valid for a curvature that stays what it is.
 

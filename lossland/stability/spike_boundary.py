@@ -17,12 +17,11 @@ def spike_boundary(b1: Numbers) -> np.ndarray:
     steps to grow or die, and its growth changes where kappa moves by a share d^2, which at |ln b2| / 2 per step takes
     d^2 / (1 - b2) steps. Both numbers are fitted to where the envelope of |x|, late in training, ceases to vary.
 
-    In practice: (0.9, 0.999) bursts, (0.9, 0.98) and (0.99, 0.99) do not. This is a statement on quadratics. In
-    networks, whose loss is steeper than a quadratic far from its minimum and flatter near it, a smaller b2 makes spikes
-    smaller but does not end them.
+    In practice: (0.9, 0.999) bursts, (0.9, 0.98) and (0.99, 0.99) do not. This is a statement on
+    quadratics: a network whose loss is steeper or flatter than one has another boundary.
 
-    Valid for 0.72 <= b1 <= 0.95, within 7 %. On the calm side the loss still oscillates; around the boundary the one or
-    the other may come, depending on the start. Not for noise, which ends bursts (`noise_edge`).
+    Valid for 0.72 <= b1 <= 0.95, within 4 % (8 % at 0.95). On the calm side the loss still oscillates; around the
+    boundary the one or the other may come, depending on the start. Not for noise, which ends bursts (`noise_edge`).
 
     Raises ValueError unless 0 <= b1 < 1.
 
@@ -49,8 +48,8 @@ def superquadratic_critical_decay(power: Numbers, b1: Numbers) -> np.ndarray:
     shrink by r = b2^(1 / (2 (n - 2))) per step with kappa constant; perturbed, x / r^t returns iff b1 / (sqrt(b2) r^2),
     the product of the two roots of its recursion, is below 1.
 
-    In practice: minima of networks that have fitted their data are flatter than quadratic. There b2 = 0.999 with
-    b1 = 0.9 is on the safe side (n = 4: b2 > 0.9), and a *smaller* b2 is what starts spikes.
+    In practice: where a loss is flatter than quadratic at its minimum, b2 = 0.999 with b1 = 0.9 is on the safe side
+    (n = 4: b2 > 0.9), and a *smaller* b2 is what starts spikes.
 
     Valid for eps = 0 and gradients far from underflow. Raises ValueError unless power > 2 and 0 <= b1 < 1.
 
