@@ -115,7 +115,7 @@ def _boundary(ax: Axes, boundary: Mapping[str, np.ndarray]) -> None:
             words, (1 - b1, 1 - b2), (4, -3), textcoords="offset points", color=style.CURVE_COLORS[2], va="top",
             fontsize=style.SMALL,
         )  # fmt: skip
-    ax.annotate("bursts for ever", (0.2, 2e-3), ha="center", color=style.INK)
+    ax.annotate("bursts forever", (0.2, 2e-3), ha="center", color=style.INK)
     ax.annotate("calm oscillation", (0.06, 6e-2), ha="center", color=style.INK)
     ax.set(xscale="log", yscale="log", xlim=(delta[0], delta[-1]), ylim=(bottom, top), xlabel="1 - b1", ylabel="1 - b2")
     ticks = [0.05, 0.1, 0.2, 0.3]
@@ -138,7 +138,12 @@ def _cycles(ax: Axes, b1: np.ndarray, b2: np.ndarray, measured: np.ndarray) -> N
         )  # fmt: skip
     edge = float(adaptive.two_cycle_critical_momentum(0.999))
     ax.annotate(
-        f"stable below b1 = {edge:.3f}", (edge, 1), (6, -8), textcoords="offset points", va="top", color=style.GREY
+        f"b2 = 0.999: stable below b1 = {edge:.3f}",
+        (edge, 1),
+        (6, -8),
+        textcoords="offset points",
+        va="top",
+        color=style.GREY,
     )
     ax.legend(frameon=False, fontsize=style.SMALL, loc="upper left", handletextpad=0.2)
     ax.set(xlabel="b1", ylabel="growth per step beside the two-cycle", xlim=(0, 1))

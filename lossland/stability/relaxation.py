@@ -58,7 +58,7 @@ def relaxation_cycle(b1: Numbers, b2: Numbers) -> Relaxation:
     1 - b2, whose size drops out. Period t + s, which tends to c(b1) / (1 - b2): c = 1.15, 0.70, 0.48, 0.29 at b1 = 0.5,
     0.8, 0.9, 0.95. Learning rate and curvature do not enter.
 
-    In practice: at (0.9, 0.999) a sharp direction spikes every 480 steps for ever, and neither a smaller learning rate
+    In practice: at (0.9, 0.999) a sharp direction spikes every 480 steps forever, and neither a smaller learning rate
     nor a flatter minimum changes that; b2 does.
 
     Valid for b1 >= 0.5 and 1 - b2 at most a tenth of the boundary of `spike_boundary`: then within 5 % of the mean

@@ -11,7 +11,7 @@ FACTOR, BEND = 14.2, 7.8
 
 
 def spike_boundary(b1: Numbers) -> np.ndarray:
-    """Return the 1 - b2 below which Adam bursts for ever on a quadratic, eps = 0 and no noise.
+    """Return the 1 - b2 below which Adam bursts forever on a quadratic, eps = 0 and no noise.
 
     Equation: 1 - b2 = 14.2 d^3 exp(-7.8 d^2), d = 1 - b1. The cube is a matter of scale: for small d a mode needs 1 / d
     steps to grow or die, and its growth changes where kappa moves by a share d^2, which at |ln b2| / 2 per step takes
