@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from lossland import curvature, figures, landscapes, problems
     from lossland.optimizers import Optimizer, Schedule
     from lossland.problems.problem import Problem
+    from lossland.stability import adaptive
     from lossland.stability.batch_sharpness import batch_sharpness, batch_sharpness_probe
     from lossland.stability.boundaries import Axis, Plane, boundary
     from lossland.stability.constants import catapult_window, critical_constants
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
     from lossland.sweeps.sweep import Outcome, Sweep
     from lossland.thresholds import threshold
 
+_NAMESPACES = {"adaptive", "curvature", "figures", "landscapes", "problems"}
+"""Public names that are modules."""
 _HOME = {
     "Axis": "lossland.stability.boundaries",
     "Cutoffs": "lossland.stability.cutoffs",
@@ -42,6 +45,7 @@ _HOME = {
     "Problem": "lossland.problems.problem",
     "Schedule": "lossland.optimizers",
     "Sweep": "lossland.sweeps.sweep",
+    "adaptive": "lossland.stability.adaptive",
     "batch_sharpness": "lossland.stability.batch_sharpness",
     "batch_sharpness_probe": "lossland.stability.batch_sharpness",
     "boundary": "lossland.stability.boundaries",
@@ -79,6 +83,7 @@ __all__ = [
     "Problem",
     "Schedule",
     "Sweep",
+    "adaptive",
     "batch_sharpness",
     "batch_sharpness_probe",
     "boundary",
@@ -112,7 +117,7 @@ def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module 'lossland' has no attribute {name!r}; it has {', '.join(__all__)}")
     module = importlib.import_module(_HOME[name])
-    value = module if _HOME[name] == f"lossland.{name}" else getattr(module, name)
+    value = module if name in _NAMESPACES else getattr(module, name)
     globals()[name] = value
     return value
 
