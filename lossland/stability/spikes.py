@@ -7,11 +7,14 @@ that rings on the tail of a spike is no new one.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
 import xarray as xr
+
+from lossland.stability.adaptive import lag
 
 VISIBLE = 2.0
 """A spike shows at the first step whose loss is this many times the smallest since the crossing: by then the unstable
@@ -31,9 +34,17 @@ VARIABLES = {
     "rate": ("1 / step", "slope of ln ratio over the records before the crossing"),
     "crossing_loss": ("loss", "loss at the crossing"),
     "crossing_energy": ("loss", "energy of the unstable mode at the crossing, largest of the neighbouring records"),
+    "crossing_record": ("step", "first record with a ratio of at least 1, which the crossing_... values are of"),
+    "crossing_sharpness": ("1 / learning rate", "preconditioned sharpness at the crossing"),
+    "crossing_gradient": ("loss / parameter / P^1/2", "gradient along the mode at the crossing"),
+    "crossing_update": ("parameter P^1/2", "next update along the mode at the crossing"),
     "moment_rise": ("1", "- 1/2 of the change of the second moment's logarithm along the mode, trough to crossing"),
     "ratio_rise": ("1", "change of ln ratio from trough to crossing"),
 }
+
+
+OPTIONAL = ("preconditioned_sharpness", "mode_energy", "mode_log_second_moment", "mode_gradient", "mode_update")
+"""Records that are used where they are there."""
 
 
 class _Event(NamedTuple):
@@ -94,17 +105,14 @@ def spikes(runs: xr.Dataset, *, after: int = 0, visible: float = VISIBLE, rate_w
     ratio = relative_preconditioned_sharpness(runs)["ratio"]
     grid = tuple(str(name) for name in runs["loss"].dims if name != "step")
     steps = runs["step"].values.astype(float)
-    optional = [runs.get(name) for name in ("mode_energy", "mode_log_second_moment")]
+    records = {name: runs[name] for name in ("loss", *OPTIONAL) if name in runs} | {"ratio": ratio}
     rows: list[dict[str, float]] = []
     places: list[tuple[int, ...]] = []
     for place in np.ndindex(*(runs.sizes[name] for name in grid)):
         where = dict(zip(grid, place, strict=True))
-        one = [None if array is None else array.isel(where).values for array in (runs["loss"], ratio, *optional)]
-        loss, ratios, energy, moment = one
-        assert loss is not None
-        assert ratios is not None
-        for event in _events(steps, loss, ratios, after, visible):
-            rows.append(_row(steps, loss, ratios, energy, moment, event, visible, rate_window))
+        one = {name: array.isel(where).values.astype(float) for name, array in records.items()}
+        for event in _events(steps, one["loss"], one["ratio"], after, visible):
+            rows.append(_row(steps, one, event, visible, rate_window))
             places.append(place)
     coordinates = {
         name: ("spike", runs[name].values[[place[axis] for place in places]] if places else runs[name].values[:0])
@@ -119,13 +127,84 @@ def spikes(runs: xr.Dataset, *, after: int = 0, visible: float = VISIBLE, rate_w
     return found
 
 
-def _events(
-    steps: np.ndarray, loss: np.ndarray, ratio: np.ndarray, after: int, visible: float
-) -> Iterator[_Event]:
+def predicted_lag(found: xr.Dataset, b1: Any, b2: Any) -> xr.DataArray:
+    """Predict the lag of every spike by the law, from what was recorded up to its crossing.
+
+    Equation: `adaptive.lag` with G = ln(crossing_loss / crossing_energy) / 2 and the measured `rate` of ln ratio. inf
+    where ln ratio did not rise before the crossing, NaN where it could not be fitted.
+
+    Args:
+        found: what `spikes` returned.
+        b1, b2: Adam's, numbers or one per spike.
+    """
+    if found["crossing_energy"].isnull().all() and found.sizes["spike"]:
+        raise ValueError("found: has no mode energy; record the runs with the probe 'preconditioned_mode'")
+    gain = 0.5 * np.log(found["crossing_loss"].values / found["crossing_energy"].values)
+    b1, b2, rate, gain = np.broadcast_arrays(b1, b2, found["rate"].values, gain)
+    known = np.isfinite(rate) & np.isfinite(gain)
+    values = np.full(known.shape, np.nan)
+    if known.any():
+        curvature_rate = rate[known] + np.log(b2[known]) / 2
+        values[known] = lag(gain[known], b1[known], b2[known], curvature_rate=curvature_rate)
+    text = "steps from the crossing to the spike, from the rate and the mode energy at the crossing"
+    return xr.DataArray(
+        values, found["lag"].coords, ("spike",), "predicted_lag", {"units": "step", "description": text}
+    )
+
+
+def propagated_lag(found: xr.Dataset, b1: Any, learning_rate: Any, longest: int = 1000) -> xr.DataArray:
+    """Predict the lag of every spike by stepping its mode on from the crossing, kappa rising at the measured rate.
+
+    Equation: `steps_to_energy` from (mode_gradient, mode_update) of the record at the crossing until the energy reaches
+    the loss there. What the law of `adaptive.lag` leaves out is in it: at the threshold the roots, -1 and -b1, are
+    close, the direction in which the mode grows turns as they part, and that costs amplitude.
+
+    Args:
+        found: what `spikes` returned.
+        b1, learning_rate: Adam's, numbers or one per spike.
+        longest: steps after which the answer is inf.
+    """
+    rate = np.broadcast_to(np.asarray(learning_rate, float), found["lag"].shape)
+    kappa = rate * found["crossing_sharpness"].values
+    path = np.log(kappa)[:, None] + found["rate"].values[:, None] * np.arange(longest)
+    energy = found["crossing_loss"].values * found["crossing_sharpness"].values
+    moment = -found["crossing_update"].values / rate
+    steps = steps_to_energy(found["crossing_gradient"].values, moment, path, b1, energy)
+    late = found["crossing_record"].values - found["crossing_step"].values
+    text = "steps from the crossing to the spike, the mode stepped on from its state there"
+    return xr.DataArray(
+        steps + late, found["lag"].coords, ("spike",), "propagated_lag", {"units": "step", "description": text}
+    )
+
+
+def steps_to_energy(gradient: Any, moment: Any, log_kappa: np.ndarray, b1: Any, energy: Any) -> np.ndarray:
+    """Step a mode of Adam on until its energy, gradient^2 / 2, reaches `energy`: steps, inf where it never does.
+
+    Equation: g <- g - kappa_i m, m <- b1 m + (1 - b1) g, with kappa_i from the last axis of `log_kappa`.
+
+    gradient, moment: along the mode, the gradient already in the moment; energy: in units of gradient^2 (the loss times
+    the sharpness). NaN where any of them is not finite.
+    """
+    gradient, moment, b1, energy = np.broadcast_arrays(
+        *(np.asarray(value, float) for value in (gradient, moment, b1, energy))
+    )
+    g, m = gradient.copy(), moment.copy()
+    reached = np.where(g**2 / 2 >= energy, 0.0, np.inf)
+    with np.errstate(over="ignore", invalid="ignore"):
+        for step in range(log_kappa.shape[-1]):
+            g = g - np.exp(np.minimum(log_kappa[..., step], 50)) * m
+            m = b1 * m + (1 - b1) * g
+            reached = np.where(np.isinf(reached) & (g**2 / 2 >= energy), step + 1.0, reached)
+            if np.isfinite(reached).all():
+                break
+    known = np.isfinite(gradient) & np.isfinite(moment) & np.isfinite(energy) & ~np.isnan(log_kappa).any(-1)
+    return np.where(known, reached, np.nan)
+
+
+def _events(steps: np.ndarray, loss: np.ndarray, ratio: np.ndarray, after: int, visible: float) -> Iterator[_Event]:
     crossings = 1 + np.flatnonzero((ratio[:-1] < 1) & (ratio[1:] >= 1))
-    ends = np.append(crossings[1:], len(loss))
     previous_peak = 0
-    for crossing, end in zip(crossings.tolist(), ends.tolist(), strict=True):
+    for crossing, end in itertools.pairwise([*crossings.tolist(), len(loss)]):
         if crossing < previous_peak:
             continue
         window = loss[crossing:end]
@@ -146,23 +225,17 @@ def _events(
 
 
 def _row(
-    steps: np.ndarray,
-    loss: np.ndarray,
-    ratio: np.ndarray,
-    energy: np.ndarray | None,
-    moment: np.ndarray | None,
-    event: _Event,
-    visible: float,
-    rate_window: int,
+    steps: np.ndarray, records: dict[str, np.ndarray], event: _Event, visible: float, rate_window: int
 ) -> dict[str, float]:
     trough, crossing, spike, peak, recovery = event
+    loss, ratio = records["loss"], records["ratio"]
     valley = float(np.nanmin(loss[crossing:spike]))
     crossing_step = _interpolate(steps, np.log(ratio), crossing, 0.0)
     spike_step = _interpolate(steps, np.log(loss), spike, float(np.log(visible * valley)))
-    near = slice(max(crossing - 1, 0), crossing + 2)
     fitted = (steps[:crossing] >= steps[crossing] - rate_window) & (np.arange(crossing) >= trough)
     enough = np.count_nonzero(fitted) >= 2
-    log_ratio = np.log(ratio[:crossing][fitted])
+    blank = np.full(len(loss), np.nan)
+    sharpness, energy, moment, gradient, update = (records.get(name, blank) for name in OPTIONAL)
     return {
         "trough_step": steps[trough],
         "crossing_step": crossing_step,
@@ -174,10 +247,14 @@ def _row(
         "peak_loss": loss[peak],
         "trough_ratio": ratio[trough],
         "peak_ratio": np.nanmax(ratio[crossing : peak + 1]),
-        "rate": np.polyfit(steps[:crossing][fitted], log_ratio, 1)[0] if enough else np.nan,
+        "rate": np.polyfit(steps[:crossing][fitted], np.log(ratio[:crossing][fitted]), 1)[0] if enough else np.nan,
         "crossing_loss": loss[crossing],
-        "crossing_energy": np.nan if energy is None else np.nanmax(energy[near]),
-        "moment_rise": np.nan if moment is None else -0.5 * (moment[crossing] - moment[trough]),
+        "crossing_energy": np.fmax.reduce(energy[max(crossing - 1, 0) : crossing + 2]),
+        "crossing_record": steps[crossing],
+        "crossing_sharpness": sharpness[crossing],
+        "crossing_gradient": gradient[crossing],
+        "crossing_update": update[crossing],
+        "moment_rise": -0.5 * (moment[crossing] - moment[trough]),
         "ratio_rise": np.log(ratio[crossing] / ratio[trough]),
     }
 

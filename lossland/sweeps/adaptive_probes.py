@@ -36,10 +36,11 @@ def preconditioned_mode(
     """Build the probe of the top eigenpair (lambda, w) of S = P^-1/2 H P^-1/2 and of what the gradient does along w.
 
     Records `preconditioned_sharpness` (lambda, as the probe of that name, with `_residual`, `_num_matvecs`,
-    `_converged`); `mode_energy`, a^2 / (2 lambda) with a = w . P^-1/2 g, the part of the loss that sits in the mode;
-    `mode_gradient_cosine`, |a| / |P^-1/2 g|; `mode_persistence`, |w . w of the previous record| (NaN at the first);
-    `mode_log_second_moment`, sum_i w_i^2 ln v_i; `mode_dead_mass`, sum_i w_i^2 over coordinates with sqrt(v_i) < 100
-    floors of P, or whose v this update multiplies by more than 30: near 1, lambda tells of dead coordinates only.
+    `_converged`); `mode_gradient`, a = w . P^-1/2 g, and `mode_update`, w . P^1/2 u with u the next update (both change
+    sign with w); `mode_energy`, a^2 / (2 lambda), the part of the loss that sits in the mode; `mode_gradient_cosine`,
+    |a| / |P^-1/2 g|; `mode_persistence`, |w . w of the previous record| (NaN at the first); `mode_log_second_moment`,
+    sum_i w_i^2 ln v_i; `mode_dead_mass`, sum_i w_i^2 over coordinates with sqrt(v_i) < 100 floors of P, or whose v this
+    update multiplies by more than 30: near 1, lambda tells of dead coordinates only.
 
     second_moment: function of the advanced optimizer state that returns a `SecondMoment`, for an optimizer whose state
     is not known. Raises ValueError (when the sweep is traced) where there is none.
@@ -66,6 +67,8 @@ def preconditioned_mode(
             "preconditioned_sharpness_residual": top.residual,
             "preconditioned_sharpness_num_matvecs": top.num_matvecs,
             "preconditioned_sharpness_converged": top.converged,
+            "mode_gradient": a,
+            "mode_update": jnp.vdot(top.vector, jnp.sqrt(p) * _flat(advance(optimizer, state, problem.objective)[0])),
             "mode_energy": a**2 / (2 * top.value),
             "mode_gradient_cosine": jnp.abs(a) / jnp.linalg.norm(scaled),
             "mode_persistence": jnp.abs(jnp.vdot(top.vector, previous)),
@@ -88,6 +91,8 @@ MODE = {
         "norm of S w - value w: the distance to the nearest eigenvalue is at most this",
     ),
     "preconditioned_sharpness_num_matvecs": ("1", "Hessian products spent on this record"),
+    "mode_gradient": ("loss / parameter / P^1/2", "gradient along the top mode of S, w . P^-1/2 g"),
+    "mode_update": ("parameter P^1/2", "next update along the top mode of S, w . P^1/2 u"),
     "mode_energy": ("loss", "part of the loss in the top mode of S, (w . P^-1/2 g)^2 / (2 lambda)"),
     "mode_gradient_cosine": ("1", "cosine of P^-1/2 g and the top mode w of S, in absolute value"),
     "mode_persistence": ("1", "cosine of the top modes of this and the previous record, in absolute value"),

@@ -137,6 +137,8 @@ def test_every_record_equals_the_dense_computation(x64, name):
     assert found.pop("preconditioned_sharpness_converged")
     assert found.pop("preconditioned_sharpness_residual") <= 1e-8 * top
     assert found.pop("mode_persistence") < 1e-5  # of two eigenvectors
+    product = found.pop("mode_gradient") * found.pop("mode_update")  # each alone has the sign of w
+    np.testing.assert_allclose(product, (w @ h) * (w @ (np.sqrt(p) * update)), rtol=1e-6)
     assert found.pop("preconditioned_sharpness_num_matvecs") <= len(g)
     assert set(found) == set(expected)
     for key, value in expected.items():
