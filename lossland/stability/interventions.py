@@ -167,13 +167,15 @@ def intervene(
 ) -> xr.Dataset:
     """Fork saved states of Adam into interventions; predict and measure how much each delays the next spike.
 
-    The arm "unchanged" calibrates: sigma, the slope of ln ratio between the fork and its crossing, splits into
-    |ln b2| / 2 and the rest h, the Hessian's. For an arm with first ratio r0 (measured at the fork under the arm's own
-    P and learning rate),
+    The arm "unchanged" calibrates h, the drift of the Hessian: the slope of ln ratio between the fork and its crossing,
+    less that of the second moment. For an arm with first ratio r0 (measured at the fork under the arm's own P and
+    learning rate),
 
-        ln ratio(t) = ln r0 + h t + t ln decay - ln(s q^t + 1 - s),   q = sqrt(b2), or 1 where v cannot fall,
+        ln ratio(t) = ln r0 + h t + t ln decay - ln(s q(t) + 1 - s),   q(t)^2 = b2^t w / (1 - (1 - w) b2^t),
 
-    with s = sqrt(v) / P along the mode. The crossing is where this reaches 0; from there the mode is stepped on
+    with w = 1 - b2^step the sum of weights that v is divided by: ln v falls by |ln b2| / (1 - b2^step) per step, faster
+    than |ln b2| while bias correction lasts. q = 1 where v cannot fall;
+    s = sqrt(v) / P along the mode. The crossing is where this reaches 0; from there the mode is stepped on
     (`spikes.steps_to_energy`) until it holds as much as the rest of the loss, from where it stood at the crossing of
     the unchanged arm, or at the fork where r0 > 1.
 
@@ -231,9 +233,12 @@ def intervene(
     size = np.nanmax(loss / np.fmin.accumulate(loss, axis=-1), axis=-1)
     base = list(arms).index("unchanged")
     sigma, start = _calibrate(steps, ratio[base], loss[base], mode[:, base], crossing[base])
-    hessian = sigma + np.log(table["b2"][base]) / 2
+    _, adopted = restore(problem, optimizer, states, adopt_adam)
+    weight = adopted.nu_weight.astype(float)
+    with np.errstate(invalid="ignore"):
+        hessian = sigma + _log_root(crossing[base], table["b2"][base], weight) / crossing[base]
     predicted_crossing, predicted_spike = _predict(
-        forked, table, ratio[..., 0], mode[..., 0], loss[..., 0], start, hessian, num_steps
+        forked, table, ratio[..., 0], mode[..., 0], loss[..., 0], start, hessian, weight, num_steps
     )
     both = ("arm", axis)
     with np.errstate(invalid="ignore"):
@@ -293,6 +298,12 @@ def _calibrate(
     return sigma, start
 
 
+def _log_root(steps: Any, b2: Any, weight: Any) -> Any:
+    """Change of ln sqrt(v) in so many steps without gradients: v = nu / weight, weight the sum of nu's weights now."""
+    kept = np.power(b2, steps)
+    return 0.5 * (np.log(kept) + np.log(weight) - np.log1p(-(1 - weight) * kept))
+
+
 def _predict(
     forked: xr.Dataset,
     table: Mapping[str, np.ndarray],
@@ -301,15 +312,16 @@ def _predict(
     loss: np.ndarray,
     start: np.ndarray,
     hessian: np.ndarray,
+    weight: np.ndarray,
     num_steps: int,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Crossing and spike of every arm by the law in `intervene`, from first records: (arm, state) each."""
     clock = np.arange(num_steps + 1)
     held = (table["freeze"] > 0) | (table["amsgrad"] > 0)
-    log_q = np.where(held, 0.0, np.log(table["b2"]) / 2)
+    log_q = np.where(held[..., None], 0.0, _log_root(clock, table["b2"][..., None], weight[:, None]))
     root = np.exp(0.5 * forked["mode_log_second_moment"].values[..., 0].astype(float))
     share = root / (root + table["eps"])
-    decayed = share[..., None] * np.exp(log_q[..., None] * clock) + (1 - share[..., None])
+    decayed = share[..., None] * np.exp(log_q) + (1 - share[..., None])
     drift = (hessian + np.log(table["decay"]))[..., None] * clock
     path = np.log(ratio)[..., None] + drift - np.log(decayed)
     crossing = _first(clock.astype(float), path >= 0)
