@@ -142,7 +142,7 @@ def interventions_figure(delays: xr.Dataset) -> Figure:
                     fontsize=style.SMALL, color=RUST, annotation_clip=False,
                 )  # fmt: skip
         ax.annotate(
-            "none", (1.02, len(arms) - 0.35), xycoords=("axes fraction", "data"), va="bottom", fontsize=style.SMALL,
+            "no spike", (1.02, len(arms) - 0.35), xycoords=("axes fraction", "data"), va="bottom", fontsize=style.SMALL,
             color=RUST, annotation_clip=False,
         )  # fmt: skip
         ax.set(

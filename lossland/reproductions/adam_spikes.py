@@ -52,7 +52,10 @@ def surface() -> Problem:
 
 
 def measure(folder: Path, fast: bool, table: dict[str, Any]) -> tuple[dict[str, Any], list[Path]]:
-    """Run everything; returns the numbers of the table and the figures' paths."""
+    """Run everything; returns the numbers of the table and the figures' paths.
+
+    A fast run leaves out other data, double precision and most arms.
+    """
     num_steps = 3000 if fast else 6000
     train = functools.partial(_train, num_steps=num_steps)
     problem = curve()
@@ -76,7 +79,8 @@ def measure(folder: Path, fast: bool, table: dict[str, Any]) -> tuple[dict[str, 
     shown = [name for name in delays.data_vars if "step" not in delays[name].dims]
     figures.save_numbers(delays[shown], folder / "interventions")
     paths = figures.save(spikes_figure(runs.isel(b1=0, seed=0), found), folder / "adam_spikes")
-    return numbers, paths + figures.save(interventions_figure(delays), folder / "adam_interventions")
+    paths += figures.save(interventions_figure(delays), folder / "adam_interventions")
+    return {name: numbers[name] for name in table}, paths
 
 
 def _train(problem: Problem, b1s: list[float], seeds: range, num_steps: int) -> xr.Dataset:
@@ -152,7 +156,7 @@ def _intervene(problem: Problem, runs: xr.Dataset, found: xr.Dataset, chosen: np
         problem, ADAM.with_arguments(b1=B1), states, num_steps=HORIZON, every=5 if fast else 2, arms=arms
     )
     second = found["spike_step"].values[chosen + 1] - at
-    return delays.assign(second_spike=("spike", second, {"units": "step", "description": "the run's spike after next"}))
+    return delays.assign(second_spike=("state", second, {"units": "step", "description": "the run's spike after next"}))
 
 
 def _intervention_numbers(delays: xr.Dataset, fast: bool) -> dict[str, float]:
@@ -162,7 +166,7 @@ def _intervention_numbers(delays: xr.Dataset, fast: bool) -> dict[str, float]:
     slower = delays.sel(arm="learning_rate_x_0.9")
     share = slower["delay"] / slower["predicted_delay"]
     numbers = {
-        "states_forked": float(delays.sizes["spike"]),
+        "states_forked": float(delays.sizes["state"]),
         "frozen_second_moment_removes_the_next_spike": removed("second_moment_frozen"),
         "learning_rate_x_0_9_within_1_5": float(((share > 1 / 1.5) & (share < 1.5)).mean()),
         "larger_b1_removes_the_next_spike": removed("b1_0.95"),
@@ -170,10 +174,13 @@ def _intervention_numbers(delays: xr.Dataset, fast: bool) -> dict[str, float]:
     }
     if fast:
         return numbers
-    double = delays.sel(arm="float64")
-    finite = np.isfinite(delays["spike"].sel(arm="second_moment_frozen").values)
+    double, frozen = delays.sel(arm="float64"), delays.sel(arm="second_moment_frozen")
+    still = np.isfinite(frozen["spike"].values)
     return numbers | {
-        "frozen_second_moment_removes_for_good": float(1 - finite.mean()),
+        "frozen_second_moment_without_a_spike": float(1 - still.mean()),
+        "spikes_at_a_frozen_second_moment_that_cross": float(
+            np.mean((frozen["crossing"] < frozen["spike"]).values[still])
+        ),
         "amsgrad_removes_the_next_spike": removed("amsgrad"),
         "float64_spikes_too": float(np.isfinite(double["spike"]).mean()),
         "float64_shift_median": float(np.abs(double["delay"]).median()),
@@ -200,6 +207,6 @@ def _elsewhere(runs: xr.Dataset) -> dict[str, float]:
 
 
 def _states(runs: xr.Dataset, seeds: np.ndarray, steps: np.ndarray) -> xr.Dataset:
-    """Saved states over the axis "spike"."""
-    where = {"seed": xr.DataArray(seeds, dims="spike"), "step": xr.DataArray(steps, dims="spike")}
+    """Saved states over the axis "state"."""
+    where = {"seed": xr.DataArray(seeds, dims="state"), "step": xr.DataArray(steps, dims="state")}
     return runs[["saved_params", "saved_opt_state"]].sel(b1=B1).sel(where).drop_vars("b1")
