@@ -26,6 +26,7 @@ NAMES = (
     "cosine_quadratic",
     "critical_constants",
     "fractal_boundary",
+    "adam_laws",
     "adam_spikes",
 )
 
