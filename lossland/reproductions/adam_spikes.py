@@ -91,7 +91,7 @@ def _lags(runs: xr.Dataset) -> xr.Dataset:
     """Spikes with a rising ratio before them, measured and predicted lags beside each other."""
     found = spikes(runs)
     b1 = found["b1"].values
-    return found.assign(predicted_lag=predicted_lag(found, b1, B2), propagated_lag=propagated_lag(found, b1, RATE))
+    return found.assign(predicted_lag=predicted_lag(found, b1, B2), propagated_lag=propagated_lag(found, b1, B2, RATE))
 
 
 def _lag_numbers(found: xr.Dataset) -> dict[str, float]:

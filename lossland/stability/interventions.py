@@ -17,8 +17,8 @@ import xarray as xr
 
 from lossland.optimizers import as_optimizer
 from lossland.problems.problem import Problem
-from lossland.stability.adaptive import critical_ratio
-from lossland.stability.spikes import VISIBLE, steps_to_energy
+from lossland.stability.mode_growth import critical_ratio
+from lossland.stability.spikes import VISIBLE
 from lossland.sweeps.adaptive_probes import preconditioned_mode
 from lossland.sweeps.forks import fork, restore
 from lossland.sweeps.preconditioners import SecondMoment
@@ -173,11 +173,10 @@ def intervene(
 
         ln ratio(t) = ln r0 + h t + t ln decay - ln(s q(t) + 1 - s),   q(t)^2 = b2^t w / (1 - (1 - w) b2^t),
 
-    with w = 1 - b2^step the sum of weights that v is divided by: ln v falls by |ln b2| / (1 - b2^step) per step, faster
-    than |ln b2| while bias correction lasts. q = 1 where v cannot fall;
-    s = sqrt(v) / P along the mode. The crossing is where this reaches 0; from there the mode is stepped on
-    (`spikes.steps_to_energy`) until it holds as much as the rest of the loss, from where it stood at the crossing of
-    the unchanged arm, or at the fork where r0 > 1.
+    with s = sqrt(v) / P along the mode and w = 1 - b2^step, the sum of weights that v is divided by: ln v falls by
+    |ln b2| / (1 - b2^step) per step, faster than |ln b2| while bias correction lasts. q = 1 where v cannot fall. The
+    crossing is where this reaches 0; from there the mode is stepped on until it holds as much as the rest of the loss,
+    starting as it stood at the crossing of the unchanged arm, or at the fork where r0 > 1.
 
     Args:
         problem, optimizer, states: as in `fork`; optimizer is `optax.adam` with its arguments, fixed or swept.
@@ -235,7 +234,7 @@ def intervene(
     sigma, start = _calibrate(steps, ratio[base], loss[base], mode[:, base], crossing[base])
     _, adopted = restore(problem, optimizer, states, adopt_adam)
     weight = adopted.nu_weight.astype(float)
-    with np.errstate(invalid="ignore"):
+    with np.errstate(invalid="ignore", divide="ignore"):  # no crossing, no prediction: sigma is NaN
         hessian = sigma + _log_root(crossing[base], table["b2"][base], weight) / crossing[base]
     predicted_crossing, predicted_spike = _predict(
         forked, table, ratio[..., 0], mode[..., 0], loss[..., 0], start, hessian, weight, num_steps
@@ -331,8 +330,32 @@ def _predict(
     log_kappa = np.log(critical_ratio(table["b1"]))[..., None] + path
     first = np.where(np.isfinite(crossing), crossing, num_steps).astype(int)
     later = np.minimum(first[..., None] + clock, num_steps)
-    steps = steps_to_energy(gradient, moment, np.take_along_axis(log_kappa, later, -1), table["b1"], energy)
+    steps = _steps_to_energy(gradient, moment, np.take_along_axis(log_kappa, later, -1), table["b1"], energy)
     spike = crossing + steps
     unknown = np.isnan(gradient) | np.isnan(hessian)
     seen = np.where(spike <= num_steps, spike, np.inf)
     return np.where(unknown, np.nan, crossing), np.where(unknown, np.nan, seen)
+
+
+def _steps_to_energy(gradient: Any, moment: Any, log_kappa: np.ndarray, b1: Any, energy: Any) -> np.ndarray:
+    """Step a mode of Adam on until its energy, gradient^2 / 2, reaches `energy`: steps, inf where it never does.
+
+    Equation: g <- g - kappa_i m, m <- b1 m + (1 - b1) g, with kappa_i from the last axis of `log_kappa`.
+
+    gradient, moment: along the mode, the gradient already in the moment; energy: in units of gradient^2 (the loss times
+    the sharpness). NaN where any of them is not finite.
+    """
+    gradient, moment, b1, energy = np.broadcast_arrays(
+        *(np.asarray(value, float) for value in (gradient, moment, b1, energy))
+    )
+    g, m = gradient.copy(), moment.copy()
+    reached = np.where(g**2 / 2 >= energy, 0.0, np.inf)
+    with np.errstate(over="ignore", invalid="ignore"):
+        for step in range(log_kappa.shape[-1]):
+            g = g - np.exp(np.minimum(log_kappa[..., step], 50)) * m
+            m = b1 * m + (1 - b1) * g
+            reached = np.where(np.isinf(reached) & (g**2 / 2 >= energy), step + 1.0, reached)
+            if np.isfinite(reached).all():
+                break
+    known = np.isfinite(gradient) & np.isfinite(moment) & np.isfinite(energy) & ~np.isnan(log_kappa).any(-1)
+    return np.where(known, reached, np.nan)

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import xarray as xr
 
-from lossland.stability.adaptive import lag
+from lossland.stability.spike_lag import lag, lag_from_state
 
 VISIBLE = 2.0
 """A spike shows at the first step whose loss is this many times the smallest since the crossing: by then the unstable
@@ -152,53 +152,42 @@ def predicted_lag(found: xr.Dataset, b1: Any, b2: Any) -> xr.DataArray:
     )
 
 
-def propagated_lag(found: xr.Dataset, b1: Any, learning_rate: Any, longest: int = 1000) -> xr.DataArray:
+def propagated_lag(found: xr.Dataset, b1: Any, b2: Any, learning_rate: Any) -> xr.DataArray:
     """Predict the lag of every spike by stepping its mode on from the crossing, kappa rising at the measured rate.
 
-    Equation: `steps_to_energy` from (mode_gradient, mode_update) of the record at the crossing until the energy reaches
-    the loss there. What the law of `adaptive.lag` leaves out is in it: at the threshold the roots, -1 and -b1, are
-    close, the direction in which the mode grows turns as they part, and that costs amplitude.
+    Equation: `adaptive.lag_from_state` from gradient and first moment along the mode at the crossing, until the mode
+    holds as much as the loss there: gradient^2 = 2 sharpness x loss. What `predicted_lag` leaves out is in it: at the
+    threshold the roots, -1 and -b1, are close; as they part, the direction in which the mode grows turns, and that
+    costs amplitude. Late in training, where the bias correction of the first moment is over.
 
     Args:
         found: what `spikes` returned.
-        b1, learning_rate: Adam's, numbers or one per spike.
-        longest: steps after which the answer is inf.
+        b1, b2, learning_rate: Adam's, numbers or one per spike.
     """
-    rate = np.broadcast_to(np.asarray(learning_rate, float), found["lag"].shape)
-    kappa = rate * found["crossing_sharpness"].values
-    path = np.log(kappa)[:, None] + found["rate"].values[:, None] * np.arange(longest)
-    energy = found["crossing_loss"].values * found["crossing_sharpness"].values
-    moment = -found["crossing_update"].values / rate
-    steps = steps_to_energy(found["crossing_gradient"].values, moment, path, b1, energy)
+    gradient, update, sharpness, loss = (
+        found[f"crossing_{name}"].values for name in ("gradient", "update", "sharpness", "loss")
+    )
+    rate, b1, b2, learning_rate = np.broadcast_arrays(found["rate"].values, b1, b2, np.asarray(learning_rate, float))
+    remembers = np.where(b1 > 0, b1, 1.0)  # without memory the first moment does not matter
+    moment = (-update / learning_rate - (1 - b1) * gradient) / remembers
+    known = np.isfinite(rate) & np.isfinite(moment) & np.isfinite(sharpness) & np.isfinite(loss)
+    steps = np.full(known.shape, np.nan)
+    if known.any():
+        steps[known] = lag_from_state(
+            gradient[known],
+            moment[known],
+            (2 * sharpness * loss)[known],
+            (learning_rate * sharpness)[known],
+            b1[known],
+            b2[known],
+            curvature_rate=rate[known] + np.log(b2[known]) / 2,
+            max_steps=10_000,
+        )
     late = found["crossing_record"].values - found["crossing_step"].values
     text = "steps from the crossing to the spike, the mode stepped on from its state there"
     return xr.DataArray(
         steps + late, found["lag"].coords, ("spike",), "propagated_lag", {"units": "step", "description": text}
     )
-
-
-def steps_to_energy(gradient: Any, moment: Any, log_kappa: np.ndarray, b1: Any, energy: Any) -> np.ndarray:
-    """Step a mode of Adam on until its energy, gradient^2 / 2, reaches `energy`: steps, inf where it never does.
-
-    Equation: g <- g - kappa_i m, m <- b1 m + (1 - b1) g, with kappa_i from the last axis of `log_kappa`.
-
-    gradient, moment: along the mode, the gradient already in the moment; energy: in units of gradient^2 (the loss times
-    the sharpness). NaN where any of them is not finite.
-    """
-    gradient, moment, b1, energy = np.broadcast_arrays(
-        *(np.asarray(value, float) for value in (gradient, moment, b1, energy))
-    )
-    g, m = gradient.copy(), moment.copy()
-    reached = np.where(g**2 / 2 >= energy, 0.0, np.inf)
-    with np.errstate(over="ignore", invalid="ignore"):
-        for step in range(log_kappa.shape[-1]):
-            g = g - np.exp(np.minimum(log_kappa[..., step], 50)) * m
-            m = b1 * m + (1 - b1) * g
-            reached = np.where(np.isinf(reached) & (g**2 / 2 >= energy), step + 1.0, reached)
-            if np.isfinite(reached).all():
-                break
-    known = np.isfinite(gradient) & np.isfinite(moment) & np.isfinite(energy) & ~np.isnan(log_kappa).any(-1)
-    return np.where(known, reached, np.nan)
 
 
 def _events(steps: np.ndarray, loss: np.ndarray, ratio: np.ndarray, after: int, visible: float) -> Iterator[_Event]:

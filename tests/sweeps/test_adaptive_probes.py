@@ -92,7 +92,12 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("name", CASES)
+QUICK = ("adam", "rmsprop_inside", "adabelief_supplied")
+
+
+@pytest.mark.parametrize(
+    "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in CASES]
+)
 def test_every_record_equals_the_dense_computation(x64, name):
     optimizer, reference, supplied = CASES[name]
     state, gradients = trained(PROBLEM, optimizer, STEPS)
