@@ -167,6 +167,7 @@ def test_unknown_states_are_refused_and_a_wrong_function_too():
             next_second_moment(optimizer, state, PROBLEM.objective, supplied)
 
 
+@pytest.mark.slow
 def test_a_sweep_records_them_in_lanes_of_several_runs():
     """eps above every gradient: all coordinates are damped; the threshold that the ratio takes is 2 (1+b1) / (1-b1)."""
     sweep = ll.Sweep({"learning_rate": [1e-3, 1e-2], "b1": [0.0, 0.9]}, 2, 6, 3, lane_width=4)
