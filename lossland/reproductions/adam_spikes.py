@@ -170,7 +170,7 @@ def _intervention_numbers(delays: xr.Dataset, fast: bool) -> dict[str, float]:
         "frozen_second_moment_removes_the_next_spike": removed("second_moment_frozen"),
         "learning_rate_x_0_9_within_1_5": float(((share > 1 / 1.5) & (share < 1.5)).mean()),
         "larger_b1_removes_the_next_spike": removed("b1_0.95"),
-        "clipping_the_update_changes_steps": float(np.abs(delays["delay"].sel(arm="update_clipped")).median()),
+        "clipping_the_update_changes_steps": float(abs(delays["delay"].sel(arm="update_clipped")).median()),
     }
     if fast:
         return numbers
@@ -183,7 +183,7 @@ def _intervention_numbers(delays: xr.Dataset, fast: bool) -> dict[str, float]:
         ),
         "amsgrad_removes_the_next_spike": removed("amsgrad"),
         "float64_spikes_too": float(np.isfinite(double["spike"]).mean()),
-        "float64_shift_median": float(np.abs(double["delay"]).median()),
+        "float64_shift_median": float(abs(double["delay"]).median()),
         "b2_0_9999_delay_over_prediction": float(np.nanmedian(_over(delays, "b2_0.9999"))),
         "eps_raised_delay_over_prediction": float(np.nanmedian(_over(delays, "eps_raised"))),
         "stable_adamw_size_over_unchanged": float(
