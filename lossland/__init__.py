@@ -22,11 +22,15 @@ if TYPE_CHECKING:
     from lossland.stability.cutoffs import Cutoffs
     from lossland.stability.example_curvatures import example_curvatures
     from lossland.stability.fractal import boundary_dimension, zoom
+    from lossland.stability.interventions import intervene
     from lossland.stability.local import local_multiplier, multiplier_probe
     from lossland.stability.maps import critical_learning_rate, stability_map
     from lossland.stability.minibatch import mean_square_threshold
     from lossland.stability.phases import classes, cutoff_sensitivity, outcome_probability, phase_diagram
+    from lossland.stability.shares import second_moment_share
+    from lossland.stability.spikes import spikes
     from lossland.sweeps.execution import run
+    from lossland.sweeps.forks import fork, state_probe
     from lossland.sweeps.lazy import load
     from lossland.sweeps.planning import plan
     from lossland.sweeps.probes import Probe
@@ -58,6 +62,8 @@ _HOME = {
     "cutoff_sensitivity": "lossland.stability.phases",
     "example_curvatures": "lossland.stability.example_curvatures",
     "figures": "lossland.figures",
+    "fork": "lossland.sweeps.forks",
+    "intervene": "lossland.stability.interventions",
     "landscapes": "lossland.landscapes",
     "load": "lossland.sweeps.lazy",
     "local_multiplier": "lossland.stability.local",
@@ -68,7 +74,10 @@ _HOME = {
     "plan": "lossland.sweeps.planning",
     "problems": "lossland.problems",
     "run": "lossland.sweeps.execution",
+    "second_moment_share": "lossland.stability.shares",
+    "spikes": "lossland.stability.spikes",
     "stability_map": "lossland.stability.maps",
+    "state_probe": "lossland.sweeps.forks",
     "threshold": "lossland.thresholds",
     "zoom": "lossland.stability.fractal",
 }
@@ -96,6 +105,8 @@ __all__ = [
     "cutoff_sensitivity",
     "example_curvatures",
     "figures",
+    "fork",
+    "intervene",
     "landscapes",
     "load",
     "local_multiplier",
@@ -106,7 +117,10 @@ __all__ = [
     "plan",
     "problems",
     "run",
+    "second_moment_share",
+    "spikes",
     "stability_map",
+    "state_probe",
     "threshold",
     "zoom",
 ]

@@ -27,6 +27,7 @@ NAMES = (
     "critical_constants",
     "fractal_boundary",
     "adam_laws",
+    "adam_spikes",
 )
 
 COMPARISONS = {

@@ -6,19 +6,17 @@ eigenvectors. All are of the training objective over the full data.
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jax.core import Tracer
 from jax.flatten_util import ravel_pytree
 
 from lossland.curvature import lanczos, operators, spectra
 from lossland.optimizers import Optimizer
 from lossland.problems.problem import Problem
+from lossland.sweeps.preconditioners import FindSecondMoment, next_preconditioner
 from lossland.sweeps.probes import Lane, Probe, State
 
 HESSIAN_UNITS = "loss / parameter^2"
@@ -99,19 +97,21 @@ def gauss_newton_sharpness(
     return _eigenvalue_probe("gauss_newton_sharpness", what, HESSIAN_UNITS, tol, measure)
 
 
-def preconditioned_sharpness(tol: float = 1e-4, max_matvecs: int = 192) -> Probe:
+def preconditioned_sharpness(
+    tol: float = 1e-4, max_matvecs: int = 192, *, second_moment: FindSecondMoment | None = None
+) -> Probe:
     """Build the probe of the largest eigenvalue of P^-1/2 H P^-1/2.
 
     P is the diagonal preconditioner of the *next* update: second moment already advanced with this step's gradient,
     its bias correction included; see `next_preconditioner`. Units: 1 / learning rate. Compare with
     `ll.threshold(optimizer)`: 2 (1 + b1) / ((1 - b1) learning_rate) for Adam. Records `preconditioned_sharpness`,
-    `_residual`, `_num_matvecs`, `_converged`.
+    `_residual`, `_num_matvecs`, `_converged`. second_moment: for an optimizer that `next_second_moment` does not know.
 
     Source: Cohen et al. 2022, section 2.
     """
 
     def product(problem: Problem, optimizer: Optimizer, state: State) -> operators.Matvec:
-        diagonal = next_preconditioner(optimizer, state, problem.objective)
+        diagonal = next_preconditioner(optimizer, state, problem.objective, second_moment)
         return operators.preconditioned(operators.hessian(problem.objective, state.params), diagonal)
 
     name, what = "preconditioned_sharpness", "largest eigenvalue of P^-1/2 H P^-1/2, P of the next update"
@@ -182,134 +182,3 @@ def _eigenvalue_probe(
         descriptions=dict(zip(records, descriptions, strict=True)),
         dims={record: dims for record in (records[0], records[1], records[3])} if dims else {},
     )
-
-
-# --- The preconditioner ---
-
-
-def _adam(moments: Any, get: Callable[[str], Any]) -> Any:
-    correction = 1 - get("b2") ** moments.count
-    return jax.tree.map(lambda nu: jnp.sqrt(nu / correction + get("eps_root")) + get("eps"), moments.nu)
-
-
-def _amsgrad(moments: Any, get: Callable[[str], Any]) -> Any:
-    return jax.tree.map(lambda nu: jnp.sqrt(nu + get("eps_root")) + get("eps"), moments.nu_max)
-
-
-def _rms(moments: Any, get: Callable[[str], Any]) -> Any:
-    correction = 1 - get("decay") ** moments.count if "count" in moments._fields else 1.0
-    mean = moments.mu if "mu" in moments._fields else jax.tree.map(jnp.zeros_like, moments.nu)
-
-    def root(nu: jax.Array, mu: jax.Array) -> jax.Array:
-        variance = nu / correction - (mu / correction) ** 2
-        return jnp.sqrt(variance + get("eps")) if get("eps_in_sqrt") else jnp.sqrt(variance) + get("eps")
-
-    return jax.tree.map(root, moments.nu, mean)
-
-
-def _adagrad(moments: Any, get: Callable[[str], Any]) -> Any:
-    return jax.tree.map(lambda total: jnp.sqrt(total + get("eps")), moments.sum_of_squares)
-
-
-RULES: dict[str, Callable[[Any, Callable[[str], Any]], Any]] = {
-    "ScaleByAdamState": _adam,
-    "ScaleByAmsgradState": _amsgrad,
-    "ScaleByRmsState": _rms,
-    "ScaleByRmsWithCountState": _rms,
-    "ScaleByRStdDevState": _rms,
-    "ScaleByRStdDevWithCountState": _rms,
-    "ScaleByRssState": _adagrad,
-}
-"""Name of the optax state that holds second moments -> P from it, once advanced, and the optimizer's arguments."""
-
-
-def next_preconditioner(optimizer: Optimizer, state: State, objective: Callable[[Any], jax.Array]) -> Any:
-    """Return the diagonal of P of the update that follows `state`: a pytree like the parameters.
-
-    The update is -learning_rate * (first moment) / P elementwise, all moments advanced with this step's gradient (the
-    one in `state.batch_gradient` where there is one). Adam: P = sqrt(nu / (1 - b2^t) + eps_root) + eps.
-
-    Raises:
-        ValueError: where the optimizer's state has no second moments, or several, or of another rule than those of
-            Adam, AMSGrad, RMSprop and Adagrad; where its arguments (b2, eps, ...) cannot be read from its factory; or
-            where its own update is not inversely proportional to P (trust ratios, Adamax, RAdam).
-    """
-    gradient = state.gradient if state.batch_gradient is None else state.batch_gradient
-    _check_rule(optimizer)
-    _, advanced = optimizer.update(
-        gradient, state.opt_state, state.params, value=state.loss, grad=gradient, value_fn=objective
-    )
-    diagonal = _preconditioner(optimizer, advanced)
-    if jax.tree.structure(diagonal) != jax.tree.structure(state.params):
-        raise ValueError(
-            f"preconditioned_sharpness: optimizer {optimizer.name} keeps second moments for a part of the parameters "
-            "only, so P is undefined for the rest; use an optimizer that treats all alike"
-        )
-    return diagonal
-
-
-def _preconditioner(optimizer: Optimizer, opt_state: Any) -> Any:
-    def is_known(node: Any) -> bool:
-        return type(node).__name__ in RULES
-
-    found = [node for node in jax.tree.leaves(opt_state, is_leaf=is_known) if is_known(node)]
-    if len(found) != 1:
-        raise ValueError(
-            f"preconditioned_sharpness: expected an optimizer with one set of second moments, as adam, adamw, nadam, "
-            f"amsgrad, rmsprop or adagrad of optax, got {optimizer.name} with {len(found) or 'none'}; use the probe "
-            "'sharpness'"
-        )
-    parameters = inspect.signature(optimizer.factory).parameters
-
-    def get(name: str) -> Any:
-        if name in optimizer.arguments:
-            return optimizer.arguments[name]
-        if name == "eps_root" and name not in parameters:
-            return 0.0  # as in all of optax; `_check_rule` would notice another
-        default = parameters[name].default if name in parameters else inspect.Parameter.empty
-        if default is inspect.Parameter.empty:
-            raise ValueError(
-                f"preconditioned_sharpness: needs the value of {name!r}, which {optimizer.name} does not take; write a "
-                f"factory with an argument {name} and pass it on to optax"
-            )
-        return default
-
-    return RULES[type(found[0]).__name__](found[0], get)
-
-
-def _check_rule(optimizer: Optimizer) -> None:
-    """Refuse an optimizer whose update is not (linear in the latest gradient) / P, on coordinates of many sizes.
-
-    From one state, gradients c_j and -c_j: update_j(+) - update_j(-) = factor c_j (1 / P_j(+) + 1 / P_j(-)).
-    """
-    numbers = {name: 0.5 if isinstance(value, Tracer) else value for name, value in optimizer.arguments.items()}
-    numbers |= {name: 0.5 for name in Optimizer(optimizer.factory, **numbers).missing({})}
-    concrete = Optimizer(optimizer.factory, **numbers)
-    sizes = np.asarray([1.0, 1e-2, 1e-5, 1e-8])
-    names = [str(j) for j in range(len(sizes))]
-    params: dict[str, jax.Array] = {}
-
-    def update(factor: float, opt_state: Any) -> Any:
-        gradient = {name: jnp.full(2, factor * size) for name, size in zip(names, sizes, strict=True)}
-        return concrete.update(
-            gradient, opt_state, params, value=jnp.ones(()), grad=gradient, value_fn=lambda params: jnp.ones(())
-        )
-
-    with jax.ensure_compile_time_eval():
-        params |= {name: jnp.full(2, 2.0**-40) for name in names}  # so small that weight decay is negligible
-        opt_state = concrete.init(params)
-        for factor in (1.0, 0.3):
-            _, opt_state = update(factor, opt_state)
-        stride, inverse = np.zeros(len(sizes)), np.zeros(len(sizes))
-        for sign in (1, -1):
-            updates, advanced = update(0.7 * sign, opt_state)
-            diagonal = _preconditioner(concrete, advanced)
-            stride += sign * np.asarray([float(updates[name][0]) for name in names])
-            inverse += np.asarray([1 / float(diagonal[name][0]) for name in names])
-    shares = stride / inverse / sizes
-    if not np.allclose(shares, shares[0], rtol=1e-3, atol=0) or shares[0] == 0:
-        raise ValueError(
-            f"preconditioned_sharpness: the update of {optimizer.name} is not (first moment) / sqrt(second moment), "
-            f"expected one factor for all parameters, got {np.array2string(shares, precision=3)}; its state looks like "
-            "Adam's, but its rule is another"
-        )

@@ -197,9 +197,9 @@ def sharpness_probe(tol: float = 1e-4, max_matvecs: int = 192) -> Probe:
     )
 
 
-def _curvature_probe(name: str) -> Callable[[], Probe]:
-    """Build a probe of `curvature_probes`, which is imported when it is first asked for: it imports this module."""
-    return lambda: getattr(importlib.import_module("lossland.sweeps.curvature_probes"), name)()
+def _elsewhere(module: str, name: str) -> Callable[[], Probe]:
+    """Build a probe of another module, which is imported when it is first asked for: it imports this one."""
+    return lambda: getattr(importlib.import_module(f"lossland.sweeps.{module}"), name)()
 
 
 BUILT_IN: dict[str, Callable[[], Probe]] = {
@@ -209,9 +209,12 @@ BUILT_IN: dict[str, Callable[[], Probe]] = {
     "gradient_norm": gradient_norm_probe,
     "gradient_curvature": gradient_curvature_probe,
     "sharpness": sharpness_probe,
-    "lowest_eigenvalue": _curvature_probe("lowest_eigenvalue"),
-    "preconditioned_sharpness": _curvature_probe("preconditioned_sharpness"),
-    "trace": _curvature_probe("trace"),
+    "lowest_eigenvalue": _elsewhere("curvature_probes", "lowest_eigenvalue"),
+    "preconditioned_sharpness": _elsewhere("curvature_probes", "preconditioned_sharpness"),
+    "trace": _elsewhere("curvature_probes", "trace"),
+    "preconditioned_mode": _elsewhere("adaptive_probes", "preconditioned_mode"),
+    "preconditioned_gradient_curvature": _elsewhere("adaptive_probes", "preconditioned_gradient_curvature"),
+    "update_statistics": _elsewhere("adaptive_probes", "update_statistics"),
 }
 
 

@@ -69,8 +69,8 @@ class GroupProgram:
                 "batch is dropped; choose a smaller one, or last_batch='keep'"
             )
         self.noisy = is_noisy(problem, self.batches)
-        self.data = _in_precision(problem, group.dtype)
-        self.start, self.begin, self.advance = cached(_programs)(
+        self.data = in_precision(problem, group.dtype)
+        self.start, self.begin, self.advance = cached(programs)(
             problem,
             job.optimizer.factory,
             tuple(sorted(job.optimizer.arguments.items(), key=lambda item: item[0])),
@@ -313,7 +313,7 @@ def digest_of(program: Any) -> str:
     return digest.hexdigest()[:16]
 
 
-def _in_precision(problem: Problem, dtype: str) -> Any:
+def in_precision(problem: Problem, dtype: str) -> Any:
     """The problem's data in the precision of the sweep, refused where it does not fit."""
 
     def convert(path: Any, leaf: np.ndarray) -> np.ndarray:
@@ -359,7 +359,7 @@ def _shapes_of_tile(
 
 
 @functools.lru_cache(maxsize=16)
-def _programs(
+def programs(
     problem: Problem,
     factory: Callable[..., Any],
     arguments: tuple[tuple[str, Any], ...],
