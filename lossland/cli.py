@@ -11,6 +11,7 @@ import tyro
 
 from lossland import __version__
 from lossland.problems import NAMES
+from lossland.reproductions import NAMES as TARGETS
 
 # Nothing above imports jax, so that --help answers at once; commands import what they need when they run.
 
@@ -88,9 +89,9 @@ class Reproduce:
     Exits with 1 if a number is not reproduced.
     """
 
-    name: tyro.conf.Positional[str | None] = None
-    """Which target: linear_regression, numpy_mlp, catapult, cosine_quadratic, critical_constants or fractal_boundary.
-    Default: all of them."""
+    name: tyro.conf.Positional[
+        Annotated[str | None, tyro.conf.arg(help=f"Which target: {', '.join(TARGETS)}. Default: all of them.")]
+    ] = None
     all: bool = False
     """Reproduce all targets."""
     json: bool = False
