@@ -420,7 +420,18 @@ def test_nothing_to_certify():
     assert ll.threshold(optax.sgd(0.1, momentum=1.1)).growth(1.0) > 1
 
 
-@pytest.mark.parametrize("factory_", [optax.scale_by_adam, optax.identity, optax.trace, lambda: optax.sgd(-0.1)])
+@pytest.mark.parametrize(
+    "factory_",
+    [
+        optax.scale_by_adam,
+        optax.scale_by_lion,
+        optax.scale_by_sign,
+        optax.identity,
+        optax.trace,
+        lambda: optax.sgd(-0.1),
+        lambda: optax.sign_sgd(-0.1),
+    ],
+)
 def test_without_a_learning_rate_there_is_nothing_to_certify(factory_):
     arguments = {"decay": 0.9} if factory_ is optax.trace else {}
     with pytest.raises(ValueError, match=r"goes up the gradient.*scale_by_learning_rate"):

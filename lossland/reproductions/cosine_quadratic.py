@@ -48,12 +48,14 @@ def measure(folder: Path, fast: bool, table: dict[str, Any]) -> tuple[dict[str, 
     located = [curve["transition"] for curve in curves.values()]
     numbers = {
         **{f"transition_at_wavelength_{w:g}": curves[w]["interval"] for w in WAVELENGTHS[:2]},
+        **{f"location_at_wavelength_{w:g}": curves[w]["transition"] for w in WAVELENGTHS[:2]},
         "transition_moves_with_wavelength": max(located) / min(located),
         "transition_over_wavelengths": [min(located), max(located)],
         "transition_eps_over_wavelength_squared": [value / (2 * np.pi**2) for value in (min(located), max(located))],
         "boundary_points_where_no_run_can_leave": max(float(curve["points"][0]) for curve in curves.values()),
         "exponent_past_the_transition": max(float(curve["growth"][-1]) for curve in curves.values()),
     }
+    numbers = {name: value for name, value in numbers.items() if name in table}
     return numbers, figures.save(transition_figure(ROUGHNESS, curves, FRACTAL), folder / "cosine_quadratic")
 
 

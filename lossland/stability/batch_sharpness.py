@@ -23,8 +23,8 @@ class BatchSharpness(NamedTuple):
     """Two means over batches of g.Hg and g.g, g and H those of one batch's loss, each with its standard error.
 
     ratio_of_means: E[g.Hg] / E[g.g], for which gradient descent's step lowers the quadratic models of the losses on
-    average while it is below 2 / learning_rate; mean_of_ratios: E[g.Hg / g.g]. They differ where large gradients meet
-    other curvature than small ones. Units: those of the sharpness. num_batches: drawn.
+    average while it is below 2 / learning_rate; mean_of_ratios: E[g.Hg / g.g], over batches with g not 0. They differ
+    where large gradients meet other curvature than small ones. Units: those of the sharpness. num_batches: drawn.
     """
 
     ratio_of_means: jax.Array
@@ -84,12 +84,14 @@ def batch_sharpness(
     curved, squared = lax.map(one, jnp.arange(num_batches))
     scale = 1 / math.sqrt(num_batches)
     ratio = jnp.mean(curved) / jnp.mean(squared)
-    ratios = curved / squared
+    counted = squared > 0  # a batch that is fitted has no direction
+    ratios, count = curved / squared, jnp.sum(counted)
+    mean = jnp.mean(ratios, where=counted)
     return BatchSharpness(
         ratio,
         jnp.std(curved - ratio * squared, ddof=1) * scale / jnp.mean(squared),
-        jnp.mean(ratios),
-        jnp.std(ratios, ddof=1) * scale,
+        mean,
+        jnp.std(ratios, ddof=1, where=counted) / jnp.sqrt(count),
         num_batches,
     )
 

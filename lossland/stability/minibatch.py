@@ -39,6 +39,7 @@ from lossland.thresholds import Certificate, threshold
 
 BatchSampling = Literal["with_replacement", "without_replacement"]
 _TOLERANCE = 1e-9
+_LEAST_LOG_RATE = -60.0
 
 
 @dataclass(frozen=True)
@@ -150,7 +151,7 @@ class _Model:
 
     def _certify(self, learning_rate: float) -> Certificate:
         found = threshold(self.optimizer, learning_rate=float(learning_rate), **self.hyperparameters)
-        if found.critical_curvature is None:
+        if found.transition is None:
             raise ValueError(f"mean_square_threshold: the optimizer has no linear threshold ({found.condition})")
         if found.preconditioned != self.curvatures.preconditioned:
             raise ValueError(
@@ -166,11 +167,17 @@ class _Model:
         top = self.eigenvalues[-1]
 
         def excess(log_rate: float) -> float:
+            # None: decay alone is unstable at this rate.
             critical = self.certificate(np.exp(log_rate)).critical_curvature
-            assert critical is not None
-            return float(np.log(top / critical))
+            return np.inf if critical is None else float(np.log(top / critical))
 
-        guess = -excess(0.0)  # exact where critical curvature x learning rate is a constant
+        begin = 0.0
+        while not np.isfinite(excess(begin)):
+            begin -= 1.0
+            if begin < _LEAST_LOG_RATE:
+                condition = self.certificate(np.exp(begin)).condition
+                raise ValueError(f"mean_square_threshold: the optimizer has no linear threshold ({condition})")
+        guess = begin - excess(begin)  # exact where critical curvature x learning rate is a constant
         if abs(excess(guess)) < _TOLERANCE:
             return float(np.exp(guess))
         low = high = guess
@@ -191,7 +198,9 @@ class _Model:
         end = float(np.log(mean_critical))
         grid = end + np.log(np.array([1e-6, 1e-3, 0.01, 0.03, 0.1, 0.2, 0.35, 0.5, 0.7, 0.85, 0.95, 0.99, 1 - 1e-6]))
         low = grid[0]
-        for high in grid[1:]:
+        while excess(low) >= 0:  # noise dominates
+            low -= 7.0
+        for high in [*grid[grid > low]]:
             if excess(high) >= 0:
                 return float(np.exp(_root(excess, low, high)))
             low = high

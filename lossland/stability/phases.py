@@ -30,9 +30,10 @@ def classes(runs: xr.Dataset, cutoffs: Cutoffs = CUTOFFS) -> xr.Dataset:
 
     A run that `outcomes` calls divergent is `non_finite` if its loss became so, else `diverges`. Any other is
     `stalls` if its loss ended less than `cutoffs.progress` of the first loss below it; else `never_rises` if no step
-    raised the loss; else `edge_of_stability` if the median relative sharpness at its end is within 1 +/-
-    `cutoffs.edge` (where sharpness was not recorded: if a share `cutoffs.rising` of its steps raised the loss; the
-    attribute `edge_read_from` says which), else `rises_and_recovers`. Exactly one holds for a run that was computed.
+    raised the loss; else `edge_of_stability` if the median at its end of sharpness / threshold is within 1 +/-
+    `cutoffs.edge` (preconditioned sharpness, where that is what the threshold bounds; where neither was recorded: if a
+    share `cutoffs.rising` of its steps raised the loss; the attribute `edge_read_from` says which), else
+    `rises_and_recovers`. Exactly one holds for a run that was computed.
 
     Raises:
         ValueError: if the dataset was not made by `ll.run` with the probe "loss".
@@ -44,6 +45,9 @@ def classes(runs: xr.Dataset, cutoffs: Cutoffs = CUTOFFS) -> xr.Dataset:
     stalls = safe & ~(end < first - cutoffs.progress * abs(first))
     if "relative_sharpness" in runs:
         source, at_edge = "relative_sharpness", abs(end_of(runs, "relative_sharpness", cutoffs) - 1) <= cutoffs.edge
+    elif "preconditioned_sharpness" in runs and np.isfinite(runs["threshold"]).any():
+        source = "preconditioned_sharpness"
+        at_edge = abs(end_of(runs, source, cutoffs) / runs["threshold"] - 1) <= cutoffs.edge
     else:
         source, at_edge = "num_rises", runs["num_rises"] >= cutoffs.rising * runs["steps_done"]
     rose = coarse["rises_and_recovers"] & ~stalls

@@ -79,8 +79,10 @@ def status_codes(first_bad_step: np.ndarray, done: np.ndarray) -> np.ndarray:
 
 
 def has_relative_sharpness(layout: dict[str, Any]) -> bool:
-    """Whether the sharpness was recorded and is what the threshold is compared with."""
-    return "sharpness" in layout["variables"] and not layout["threshold"]["attributes"]["preconditioned"]
+    """Whether the sharpness was recorded, and is what the threshold is compared with where there is one."""
+    threshold = layout["threshold"]
+    comparable = not threshold["attributes"]["preconditioned"] and np.isfinite(threshold["values"]).any()
+    return "sharpness" in layout["variables"] and bool(comparable)
 
 
 def threshold_of_runs(layout: dict[str, Any]) -> np.ndarray:

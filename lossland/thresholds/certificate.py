@@ -109,10 +109,13 @@ def threshold(optimizer: Any, *, step: int | None = None, **hyperparameters: Any
         factory, name, arguments = _built, "optimizer", {"transformation": optimizer}
     with jax.enable_x64(True), jax.default_device(_host()):
         transformation = build_optimizer(factory, name, arguments)
-        linear = linearise(_measure_one(factory, name, arguments, step), name, step, [hyperparameters])
+        probe = _measure_one(factory, name, arguments, step)
+        linear = linearise(probe, name, step, [hyperparameters])
         if not linear.finite[0]:
             raise ValueError(f"{name}: one update of a single parameter is not finite at a vanishing gradient")
         if linear.sign_like[0]:
+            if probe.stride[0, 0] > 0:
+                raise ValueError(_climbs(name))
             amplitude, period = _limit_cycle(transformation, step)
             condition = "none: the update keeps its size as the gradient vanishes, at every positive curvature"
             return Certificate(None, None, None, period, False, condition, amplitude)
@@ -127,10 +130,7 @@ def threshold(optimizer: Any, *, step: int | None = None, **hyperparameters: Any
     )
     parts = linear.transition[0], linear.gradient_response[0]
     if not np.isfinite(critical) and parts[1][0] > 0:
-        raise ValueError(
-            f"{name}: the update goes up the gradient, so there is nothing to be stable: a learning rate is missing "
-            "(parts such as optax.scale_by_adam have none) or negative; chain optax.scale_by_learning_rate(...)"
-        )
+        raise ValueError(_climbs(name))
     if not np.isfinite(critical):
         condition = "no positive curvature turns the update from stable to unstable; " + condition
         return Certificate(None, None, None, None, preconditioned, condition, None, *parts)
@@ -204,6 +204,13 @@ def _host() -> Any:
         return jax.local_devices(backend="cpu")[0]
     except RuntimeError:
         return None
+
+
+def _climbs(name: str) -> str:
+    return (
+        f"{name}: the update goes up the gradient, so there is nothing to be stable: a learning rate is missing (parts "
+        "such as optax.scale_by_adam have none) or negative; chain optax.scale_by_learning_rate(...)"
+    )
 
 
 def _name(optimizer: Any) -> str:

@@ -83,7 +83,7 @@ ROWS = {
 
 
 class TestClosedForms:
-    @pytest.mark.parametrize("variance", [0.0, 0.1, 1.0, 10.0, 1000.0])
+    @pytest.mark.parametrize("variance", [0.0, 0.1, 1.0, 10.0, 1000.0, 1e6])
     @pytest.mark.parametrize("kind", ["heavy_ball", "ema"])
     def test_one_dimension_equals_the_noise_kernel(self, kind, variance):
         h = 1.7
@@ -95,6 +95,18 @@ class TestClosedForms:
             certificate = ll.mean_square_threshold(found, factory, batch_size=1, **arguments)
             expected = mean_square_closed_form(h, variance, b, ema=kind == "ema")
             assert certificate.critical_learning_rate == pytest.approx(expected, rel=1e-7)
+
+    def test_decay_that_is_unstable_alone_ends_the_search_where_it_is_not(self):
+        """EMA with decoupled decay d: learning rate = 2 (1 + b) / (h (1 - b) + d (1 + b)) for curvature h, no noise."""
+
+        def decayed(learning_rate, b=0.9, decay=0.1):
+            parts = optax.ema(b, debias=False), optax.add_decayed_weights(decay)
+            return optax.chain(*parts, optax.scale_by_learning_rate(learning_rate))
+
+        found = ll.example_curvatures(weighted([0.005, 0.015]), jnp.ones(1))
+        certificate = ll.mean_square_threshold(found, decayed, batch_size=2)
+        assert certificate.critical_learning_rate == pytest.approx(3.8 / (0.01 * 0.1 + 0.1 * 1.9), rel=1e-7)
+        assert ll.mean_square_threshold(found, decayed, batch_size=1).critical_learning_rate < 3.8 / 0.191
 
     @pytest.mark.parametrize(("variance", "ema_limit", "heavy_ball_limit"), [(0.0, 38, 3.8), (1e9, 2e-9, 0.2e-9)])
     def test_limits(self, variance, ema_limit, heavy_ball_limit):
@@ -235,6 +247,12 @@ class TestBatchSharpness:
         expected = gradient @ hessian @ gradient / (gradient @ gradient)
         assert float(found.ratio_of_means) == pytest.approx(expected, rel=1e-5)
         assert float(found.mean_of_ratios) == pytest.approx(expected, rel=1e-5)
+
+    def test_a_batch_without_gradient_has_no_ratio(self):
+        """f = h x^2 / 2 of one example in two: the ratio of every batch that has a gradient is h."""
+        found = ll.batch_sharpness(weighted([0.0, 3.0]), jnp.ones(1), jax.random.key(0), batch_size=1, num_batches=64)
+        assert found.mean_of_ratios == pytest.approx(3)
+        assert found.mean_of_ratios_error == pytest.approx(0, abs=1e-6)
 
     def test_intervals_cover_the_exact_values(self):
         """Single examples: g.Hg / g.g = |phi|^2 for each, weighted by r^2 |phi|^2 in the ratio of means."""

@@ -8,7 +8,7 @@ import pytest
 import xarray as xr
 
 import lossland as ll
-from lossland.problems.synthetic import uv_model
+from lossland.problems.synthetic import quadratic, uv_model
 from lossland.stability.constants import catapult_window, critical_constants
 from lossland.stability.cutoffs import CUTOFFS, Cutoffs
 from lossland.stability.intervals import binomial_interval
@@ -63,6 +63,21 @@ class TestClasses:
         assert classes(plain).attrs["edge_read_from"] == "num_rises"
         shares = (plain["num_rises"] / plain["steps_done"]).where(classes(plain)["edge_of_stability"])
         assert shares.min() >= CUTOFFS.rising
+
+    def test_the_edge_of_an_adaptive_optimizer_is_read_from_the_preconditioned_sharpness(self, cubic):
+        adaptive = cubic.drop_vars("relative_sharpness")
+        adaptive["preconditioned_sharpness"] = cubic["relative_sharpness"] * cubic["threshold"]
+        found = classes(adaptive)
+        assert found.attrs["edge_read_from"] == "preconditioned_sharpness"
+        np.testing.assert_array_equal(found["edge_of_stability"], classes(cubic)["edge_of_stability"])
+
+    def test_without_a_threshold_nothing_is_predicted_and_rises_are_counted(self):
+        sweep = ll.Sweep({"learning_rate": [0.01, 0.1]}, 2, 20, 5)
+        runs = ll.run(quadratic([1.0]), optax.lion, sweep, ["loss", "sharpness"], progress=False)
+        assert "relative_sharpness" not in runs
+        assert classes(runs).attrs["edge_read_from"] == "num_rises"
+        assert "predicted" not in ll.stability_map(runs)
+        assert "predicted" not in ll.critical_learning_rate(runs)
 
     def test_a_bounded_loss_that_ends_high_diverges_without_becoming_infinite(self):
         problem = ll.Problem(
