@@ -438,6 +438,26 @@ def test_without_a_learning_rate_there_is_nothing_to_certify(factory_):
         ll.threshold(factory_, **arguments)
 
 
+def is_matrix(params):
+    return jax.tree.map(lambda leaf: leaf.ndim > 1, params)
+
+
+def groups(params):
+    return jax.tree.map(lambda leaf: "matrix" if leaf.ndim > 1 else "vector", params)
+
+
+@pytest.mark.parametrize(
+    "transformation",
+    [
+        optax.adamw(0.1, weight_decay=0.7, mask=is_matrix),
+        optax.partition({"matrix": optax.sgd(0.1, momentum=0.9), "vector": optax.sgd(0.01, momentum=0.9)}, groups),
+    ],
+)
+def test_rules_that_depend_on_the_number_of_axes_are_refused(transformation):
+    with pytest.raises(ValueError, match="matrices by another rule than vectors"):
+        ll.threshold(transformation)
+
+
 def test_schedules_stand_at_the_given_step():
     schedule = optax.linear_schedule(0.1, 0.05, 100)
     for factory_ in (optax.adam, optax.inject_hyperparams(optax.adam)):

@@ -113,6 +113,7 @@ def threshold(optimizer: Any, *, step: int | None = None, **hyperparameters: Any
         linear = linearise(probe, name, step, [hyperparameters])
         if not linear.finite[0]:
             raise ValueError(f"{name}: one update of a single parameter is not finite at a vanishing gradient")
+        _refuse_rules_by_shape(transformation, name)
         if linear.sign_like[0]:
             if probe.stride[0, 0] > 0:
                 raise ValueError(_climbs(name))
@@ -204,6 +205,22 @@ def _host() -> Any:
         return jax.local_devices(backend="cpu")[0]
     except RuntimeError:
         return None
+
+
+def _refuse_rules_by_shape(transformation: Any, name: str) -> None:
+    """Raise where a matrix of one parameter moves otherwise than a vector of it: a mask or partition by axes."""
+
+    def path(shape: tuple[int, ...]) -> list[float]:
+        x, places = jnp.ones(shape), []
+        state = transformation.init(x)
+        for gradient in (1.0, -0.5, 0.25):
+            updates, state = transformation.update(jnp.full(shape, gradient), state, x)
+            x = optax.apply_updates(x, updates)
+            places.append(float(jnp.ravel(x)[0]))
+        return places
+
+    if not np.allclose(path((1,)), path((1, 1)), rtol=1e-9, atol=0, equal_nan=True):
+        raise ValueError(f"{name}: treats matrices by another rule than vectors; certify the rule of each by itself")
 
 
 def _climbs(name: str) -> str:
