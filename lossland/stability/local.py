@@ -21,6 +21,8 @@ from lossland.optimizers import as_optimizer
 from lossland.problems.problem import Problem
 from lossland.sweeps.probes import Probe, State
 
+_ALMOST_ZERO = 2.0**20
+"""In units of the smallest normal number: decays and corrections must not flush it to zero."""
 RECORDS = {
     "real": "real part of the multiplier",
     "imag": "imaginary part of the multiplier, of a conjugate pair the positive one",
@@ -87,6 +89,10 @@ def local_multiplier(
     moving, join = _split(opt_state)
     flat, unravel = ravel_pytree((params, moving))
     num_params = ravel_pytree(params)[0].size
+    # A second moment of exactly 0 (a parameter without gradient) has a root without a derivative. No multiplier depends
+    # on its value: it evolves alone.
+    in_state = jnp.arange(flat.size) >= num_params
+    flat = jnp.where(in_state & (flat == 0), _ALMOST_ZERO * jnp.finfo(flat.dtype).tiny, flat)
 
     def step(flat: jax.Array) -> jax.Array:
         params, moving = unravel(flat)

@@ -216,7 +216,7 @@ def _refuse_rules_by_shape(transformation: Any, name: str) -> None:
         for gradient in (1.0, -0.5, 0.25):
             updates, state = transformation.update(jnp.full(shape, gradient), state, x)
             x = optax.apply_updates(x, updates)
-            places.append(float(jnp.ravel(x)[0]))
+            places.append(float(jnp.ravel(jnp.asarray(x))[0]))
         return places
 
     if not np.allclose(path((1,)), path((1, 1)), rtol=1e-9, atol=0, equal_nan=True):

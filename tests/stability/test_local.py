@@ -137,3 +137,19 @@ def test_bad_input_is_refused_by_name():
             ll.local_multiplier(*arguments)
     with pytest.raises(ValueError, match="target: expected 'largest' or 'oscillating'"):
         ll.local_multiplier(problem, optax.sgd(0.1), params, target="smallest")
+
+
+@pytest.mark.parametrize("factory", [optax.adam, optax.amsgrad, optax.rmsprop])
+def test_a_parameter_without_gradient_changes_nothing(factory, x64):
+    """The border of an image is always 0: its weights stand still, and so do their second moments."""
+    images = np.random.default_rng(0).normal(size=(8, 3)) * [1.0, 2.0, 0.0]
+
+    def multiplier(images):
+        problem = ll.Problem(
+            lambda key: jnp.ones(images.shape[1]), lambda params, batch: jnp.mean((batch @ params) ** 2), images
+        )
+        return ll.local_multiplier(problem, ll.Optimizer(factory, learning_rate=0.01), jnp.ones(images.shape[1]))
+
+    dead, alive = multiplier(images), multiplier(images[:, :2])
+    assert dead.converged
+    assert dead.multiplier == pytest.approx(complex(alive.multiplier), rel=1e-6)
