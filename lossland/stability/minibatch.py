@@ -200,7 +200,7 @@ class _Model:
         low = grid[0]
         while excess(low) >= 0:  # noise dominates
             low -= 7.0
-        for high in [*grid[grid > low]]:
+        for high in grid[grid > low]:
             if excess(high) >= 0:
                 return float(np.exp(_root(excess, low, high)))
             low = high

@@ -81,7 +81,9 @@ def status_codes(first_bad_step: np.ndarray, done: np.ndarray) -> np.ndarray:
 def has_relative_sharpness(layout: dict[str, Any]) -> bool:
     """Whether the sharpness was recorded, and is what the threshold is compared with where there is one."""
     threshold = layout["threshold"]
-    comparable = not threshold["attributes"]["preconditioned"] and np.isfinite(threshold["values"]).any()
+    comparable = (
+        not threshold["attributes"]["preconditioned"] and np.isfinite(np.asarray(threshold["values"], np.float64)).any()
+    )
     return "sharpness" in layout["variables"] and bool(comparable)
 
 
