@@ -133,6 +133,15 @@ def matfree_steps(num_steps: int) -> Callable[[Any], tuple[jax.Array, jax.Array]
     return run
 
 
+def peers() -> dict[str, Callable[[Any], tuple[float, int | None]]]:
+    """The PyTorch tools that are installed."""
+    if importlib.util.find_spec("torch") is None:
+        return {}
+    from benchmarks import torch_peers
+
+    return torch_peers.eigenvalue_tools(INPUTS, LABELS)
+
+
 def medians(functions: dict[str, Callable[[], Any]], repeats: int) -> tuple[dict[str, float], dict[str, Any]]:
     """Median seconds of each function, all run in rotation, and what they returned."""
     results = {name: jax.block_until_ready(function()) for name, function in functions.items()}
@@ -179,6 +188,8 @@ def one_run(sizes: tuple[int, ...], num_steps: int, repeats: int) -> dict[str, A
     for gap, vector in before.items():
         functions[f"ours warm, {gap} steps"] = lambda vector=vector: solve_warm(params, vector)
     functions["scipy eigsh"] = lambda: scipy_eigsh(params)
+    for name, tool in peers().items():
+        functions[name] = lambda tool=tool: tool(params)
     seconds, results = medians(functions, repeats)
     exact, gradient_seconds = reference(params), seconds["gradient"]
     rows = {}
@@ -188,11 +199,12 @@ def one_run(sizes: tuple[int, ...], num_steps: int, repeats: int) -> dict[str, A
         value, count, *flags = result
         rows[name] = {
             "ms": 1e3 * seconds[name],
-            "products": int(count),
             "gradients": seconds[name] / gradient_seconds,
-            "overhead_over_products": seconds[name] / (int(count) * seconds["products"] / num_products) - 1,
             "relative_error": abs(float(value) - exact) / abs(exact),
         } | ({"converged": bool(flags[0])} if flags else {})
+        if count is not None:
+            of_products = int(count) * seconds["products"] / num_products
+            rows[name] |= {"products": int(count), "overhead_over_products": seconds[name] / of_products - 1}
         if name in compile_seconds:
             rows[name]["compile_seconds"] = compile_seconds[name]
     return {
@@ -228,11 +240,15 @@ def many_runs(sizes: tuple[int, ...], num_runs: int, num_steps: int, num_checked
     functions["scipy eigsh in a loop"] = lambda: tuple(
         np.asarray(part) for part in zip(*(scipy_eigsh(run(index)) for index in range(num_runs)), strict=True)
     )
+    for name, tool in peers().items():
+        functions[f"{name} in a loop"] = lambda tool=tool: tuple(
+            zip(*(tool(run(index)) for index in range(num_runs)), strict=True)
+        )
     seconds, results = medians(functions, 1)
     return {
         name: {
             "seconds": seconds[name],
-            "mean_products": float(np.mean(counts)),
+            "mean_products": None if counts[0] is None else float(np.mean(counts)),
             "largest_relative_error": float(np.max(np.abs(np.asarray(values)[checked] - exact) / np.abs(exact))),
         }
         for name, (values, counts) in results.items()

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import argparse
 import functools
+import importlib.util
+import itertools
 import json
 import os
 import platform
@@ -24,6 +26,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from flax import linen as nn
 from jax import lax
 
 import lossland as ll
@@ -32,6 +35,19 @@ from lossland.problems.reported import linear_regression, numpy_mlp
 from lossland.problems.synthetic import half_moons
 
 Contestant = Callable[[], Any]
+LSTM_WIDTH = 32
+
+
+class Tanh(nn.Module):
+    """A plain flax network, as a user writes it: tanh layers and one logit."""
+
+    hidden: tuple[int, ...]
+
+    @nn.compact
+    def __call__(self, inputs: jax.Array) -> jax.Array:
+        for width in self.hidden:
+            inputs = jnp.tanh(nn.Dense(width)(inputs))
+        return nn.Dense(1)(inputs)[..., 0]
 
 
 @dataclass(frozen=True)
@@ -55,27 +71,48 @@ class Work:
 
 
 def works(fast: bool) -> list[Work]:
-    """The four works, or tiny ones of the same kinds."""
+    """The works of the table, or tiny ones of the same kinds."""
     line = linear_regression()
     network = numpy_mlp().with_data(half_moons(200))
     # Three products per layer and example, 2 m n each: forward, weight gradient, input gradient (not for the first).
-    layers = [(2, 128), (128, 64), (64, 1)]
-    flops = 200 * sum(2 * m * n * (3 if place else 2) for place, (m, n) in enumerate(layers))
+
+    def flops_of(*widths: int) -> float:
+        pairs = itertools.pairwise(widths)
+        return 200 * sum(2 * m * n * (3 if place else 2) for place, (m, n) in enumerate(pairs))
+
+    def flax_network(*hidden: int) -> ll.Problem:
+        name = "-".join(map(str, (2, *hidden, 1)))
+        return ll.Problem.from_flax(Tanh(hidden), optax.sigmoid_binary_cross_entropy, network.data, name=name)
+
+    flops = flops_of(2, 128, 64, 1)
     draws = np.random.default_rng(0)
     recurrent = ll.Problem.from_flax(
-        LSTM(6, hidden=32),
+        LSTM(6, hidden=LSTM_WIDTH),
         optax.softmax_cross_entropy_with_integer_labels,
         (draws.normal(size=(98, 100, 1)).cumsum(1), draws.integers(0, 6, 98)),
         name="lstm",
     )
     shrink = 16 if fast else 1
     steps = 20 if fast else 500
+    few = np.geomspace(1e-3, 1e-1, 16)
     rates = np.geomspace(1e-5, 1e-3, 64)
     return [
         Work("T1", line, optax.sgd, rates, 64 // shrink, steps),
-        Work("T2", network, optax.sgd, np.geomspace(1e-3, 1e-1, 16), 16 // shrink, steps, flops_per_step=flops),
+        Work("T2", network, optax.sgd, few, 16 // shrink, steps, flops_per_step=flops),
         Work("T3", network, optax.adam, np.geomspace(1e-4, 1e-2, 16), 16 // shrink, steps, flops_per_step=flops),
         Work("T4", recurrent, optax.rmsprop, np.geomspace(1e-4, 1e-3, 4), 4 if not fast else 1, steps // 5, 32),
+        Work("T1, 65,536 runs", line, optax.sgd, rates, 1024 // shrink**2, steps),
+        Work("flax", flax_network(128, 64), optax.sgd, few, 16 // shrink, steps, flops_per_step=flops),
+        Work("8 wide", flax_network(8, 8), optax.sgd, few, 256 // shrink, steps, flops_per_step=flops_of(2, 8, 8, 1)),
+        Work(
+            "512 wide",
+            flax_network(512, 512),
+            optax.sgd,
+            few[:4],
+            4 if not fast else 1,
+            max(steps // 20, 2),
+            flops_per_step=flops_of(2, 512, 512, 1),
+        ),
     ]
 
 
@@ -149,37 +186,36 @@ def lossland_run(work: Work, every: int | None = None) -> Contestant:
     return lambda: ll.run(work.problem, work.optimizer, sweep, progress=False)
 
 
+def has_torch() -> bool:
+    return importlib.util.find_spec("torch") is not None
+
+
 def eager_torch(work: Work) -> Contestant | None:
     """PyTorch without compilation, one run after another; a sample of the runs, scaled up."""
-    try:
-        import torch
-    except ImportError:
+    if not has_torch() or work.name not in ("T1", "T2", "T3", "T4"):
         return None
-    torch.set_num_threads(os.cpu_count() or 1)
-    if work.name not in ("T1", "T2", "T3"):
-        return None
+    from benchmarks import torch_peers
+
     sample = min(work.runs, 4)
-    params, rates = starts(work)
-    inputs, targets = (torch.tensor(np.asarray(leaf, np.float32)) for leaf in work.problem.data)
+    rates = np.repeat(work.rates, work.seeds)
+    inputs, targets = work.problem.data
+    if work.batch_size:
+        batches = torch_peers.tensor(np.float32(inputs)), torch_peers.tensor(targets)
+        hidden = LSTM_WIDTH
 
-    def forward(leaves: list[Any]) -> Any:
-        if work.name == "T1":
-            bias, weight = leaves
-            return ((weight * inputs + bias - targets) ** 2).mean()
-        hidden = inputs
-        for place, (weight, bias) in enumerate(zip(leaves[:3], leaves[3:], strict=True)):
-            hidden = hidden @ weight + bias
-            hidden = torch.tanh(hidden) if place < 2 else hidden
-        return torch.nn.functional.binary_cross_entropy_with_logits(hidden[:, 0], targets)
+        def one(place: int) -> float:
+            return torch_peers.train_recurrent(
+                rates[place], place, batches, hidden, work.num_steps, work.batch_size or len(inputs)
+            )
 
-    def one(place: int) -> None:
-        leaves = [torch.tensor(np.asarray(leaf[place]), requires_grad=True) for leaf in jax.tree.leaves(params)]
-        kind = torch.optim.Adam if work.optimizer is optax.adam else torch.optim.SGD
-        optimizer = kind(leaves, lr=float(rates[place]))
-        for _ in range(work.num_steps):
-            optimizer.zero_grad()
-            forward(leaves).backward()
-            optimizer.step()
+    else:
+        leaves = jax.tree.leaves(starts(work)[0])
+        data = tuple(torch_peers.tensor(np.float32(leaf)) for leaf in (inputs, targets))
+
+        def one(place: int) -> float:
+            return torch_peers.train_eagerly(
+                work.name, [leaf[place] for leaf in leaves], data, float(rates[place]), work.num_steps
+            )
 
     def call() -> float:
         began = time.perf_counter()
@@ -189,6 +225,18 @@ def eager_torch(work: Work) -> Contestant | None:
 
     call.scaled = True  # pyright: ignore
     return call
+
+
+def vmapped_torch(work: Work) -> Contestant | None:
+    """`torch.func.vmap` over all runs; not for the LSTM, whose layer it cannot batch."""
+    if not has_torch() or work.name not in ("T1", "T2", "T3"):
+        return None
+    from benchmarks import torch_peers
+
+    params, rates = starts(work)
+    leaves = jax.tree.leaves(params)
+    data = tuple(torch_peers.tensor(np.float32(leaf)) for leaf in work.problem.data)
+    return lambda: torch_peers.train_all_by_vmap(work.name, leaves, data, rates, work.num_steps)
 
 
 def peak_flops(rounds: int = 5, size: int = 1024) -> float:
@@ -217,6 +265,7 @@ def measure(work: Work, rounds: int) -> dict[str, Any]:
         "naive": naive(work),
         "loop of jitted runs": loop_of_jitted_runs(work) if work.runs <= 256 else None,
         "eager PyTorch": eager_torch(work),
+        "torch.func.vmap": vmapped_torch(work),
         "lossland": lossland_run(work),
         "lossland, every step recorded": lossland_run(work, every=1),
     }

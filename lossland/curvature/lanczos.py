@@ -18,7 +18,7 @@ MAX_BASIS_BYTES = 2**28
 ROUNDING_UNITS = 32  # of eps * ||H||: what a float Hessian product cannot resolve; residuals below it are zero
 _POINTS = 16  # shifts tried at once in a multisection: one vector register, 4 bits a round
 _NUM_INVERSIONS = 3
-_MIXTURE = (1.0, 0.3, 0.01)  # weights of the top Ritz vectors in a warm start: it holds those about to overtake
+_MIXTURE = (1.0, 0.5, 0.2)  # weights of the top Ritz vectors in a warm start: it holds those about to overtake
 _NOISE = 0.01  # norm of the noise in a warm start: escapes exact invariance, costs less than a product
 
 
