@@ -143,11 +143,16 @@ def peers() -> dict[str, Callable[[Any], tuple[float, int | None]]]:
 
 
 def medians(functions: dict[str, Callable[[], Any]], repeats: int) -> tuple[dict[str, float], dict[str, Any]]:
-    """Median seconds of each function, all run in rotation, and what they returned."""
+    """Median seconds of each function, all run in rotation, and what they returned.
+
+    Each is called once untimed just before, where that is cheap: threads of the tool before it may still be spinning.
+    """
     results = {name: jax.block_until_ready(function()) for name, function in functions.items()}
     times: dict[str, list[float]] = {name: [] for name in functions}
     for _ in range(repeats):
         for name, function in functions.items():
+            if repeats > 1:
+                jax.block_until_ready(function())
             start = time.perf_counter()
             jax.block_until_ready(function())
             times[name].append(time.perf_counter() - start)
