@@ -143,16 +143,11 @@ def peers() -> dict[str, Callable[[Any], tuple[float, int | None]]]:
 
 
 def medians(functions: dict[str, Callable[[], Any]], repeats: int) -> tuple[dict[str, float], dict[str, Any]]:
-    """Median seconds of each function, all run in rotation, and what they returned.
-
-    Each is called once untimed just before, where that is cheap: threads of the tool before it may still be spinning.
-    """
+    """Median seconds of each function, all run in rotation, and what they returned."""
     results = {name: jax.block_until_ready(function()) for name, function in functions.items()}
     times: dict[str, list[float]] = {name: [] for name in functions}
     for _ in range(repeats):
         for name, function in functions.items():
-            if repeats > 1:
-                jax.block_until_ready(function())
             start = time.perf_counter()
             jax.block_until_ready(function())
             times[name].append(time.perf_counter() - start)
@@ -193,9 +188,10 @@ def one_run(sizes: tuple[int, ...], num_steps: int, repeats: int) -> dict[str, A
     for gap, vector in before.items():
         functions[f"ours warm, {gap} steps"] = lambda vector=vector: solve_warm(params, vector)
     functions["scipy eigsh"] = lambda: scipy_eigsh(params)
-    for name, tool in peers().items():
-        functions[name] = lambda tool=tool: tool(params)
     seconds, results = medians(functions, repeats)
+    # In a rotation of their own: PyTorch's threads go on spinning for a while, and whoever comes next would pay.
+    others = medians({name: lambda tool=tool: tool(params) for name, tool in peers().items()}, repeats)
+    seconds, results = seconds | others[0], results | others[1]
     exact, gradient_seconds = reference(params), seconds["gradient"]
     rows = {}
     for name, result in results.items():

@@ -1,7 +1,7 @@
 """Training sweeps, the same work in several ways: `python -m benchmarks.sweeps [--fast] [--json FILE] [--only T1 ...]`.
 
 Every contestant trains the same runs from the same kind of start; a round times each of them once, in turn, so that a
-machine that drifts drifts for all. Reported are medians over rounds, and ratios to the naive way, one `jit(vmap(scan))`
+machine that drifts drifts for all; PyTorch in rounds of its own. Reported are medians over rounds, and ratios to the naive way, one `jit(vmap(scan))`
 over the whole grid.
 """
 
@@ -259,16 +259,8 @@ def seconds(contestant: Contestant) -> float:
     return told if getattr(contestant, "scaled", False) else time.perf_counter() - began
 
 
-def measure(work: Work, rounds: int) -> dict[str, Any]:
-    """Time all contestants in turn, `rounds` times."""
-    contestants: dict[str, Contestant | None] = {
-        "naive": naive(work),
-        "loop of jitted runs": loop_of_jitted_runs(work) if work.runs <= 256 else None,
-        "eager PyTorch": eager_torch(work),
-        "torch.func.vmap": vmapped_torch(work),
-        "lossland": lossland_run(work),
-        "lossland, every step recorded": lossland_run(work, every=1),
-    }
+def in_turn(contestants: dict[str, Contestant | None], rounds: int) -> tuple[dict[str, list[float]], list[float]]:
+    """Seconds of each contestant that is present, one after another in every round, and the peak at each round."""
     present = {name: contestant for name, contestant in contestants.items() if contestant is not None}
     for contestant in present.values():
         contestant()  # compile
@@ -278,6 +270,20 @@ def measure(work: Work, rounds: int) -> dict[str, Any]:
         peaks.append(peak_flops(2))
         for name, contestant in present.items():
             times[name].append(seconds(contestant))
+    return times, peaks
+
+
+def measure(work: Work, rounds: int) -> dict[str, Any]:
+    """Time all contestants in turn, `rounds` times."""
+    contestants: dict[str, Contestant | None] = {
+        "naive": naive(work),
+        "loop of jitted runs": loop_of_jitted_runs(work) if work.runs <= 256 else None,
+        "lossland": lossland_run(work),
+        "lossland, every step recorded": lossland_run(work, every=1),
+    }
+    times, peaks = in_turn(contestants, rounds)
+    # By themselves: PyTorch's threads go on spinning for a while, and whoever comes next would pay.
+    times |= in_turn({"eager PyTorch": eager_torch(work), "torch.func.vmap": vmapped_torch(work)}, rounds)[0]
     medians = {name: statistics.median(found) for name, found in times.items()}
     run_steps = work.runs * work.num_steps
     return {

@@ -4,8 +4,9 @@ from typing import Any
 
 import numpy as np
 
-ROUNDING = 1e-9
-"""How far above 1 a spectral radius may be by rounding alone."""
+from lossland.thresholds.rationals import ROUNDING, rational_interval
+
+_DOUBT = ROUNDING / 10  # eigenvalues of a matrix and of its transpose agree better than this, or rationals decide
 
 
 def characteristic(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -100,13 +101,33 @@ def stable_interval(
     upper, w = np.where(exists, curvature[lanes, last], np.nan), w[lanes, last]
     rows = np.flatnonzero(exists & (np.imag(w) != 0))
     upper[rows], w[rows] = _polished(transition[rows], gradient_response[rows], upper[rows])
-    return upper, np.where(exists, lower, np.nan), w
+    lower = np.where(exists, lower, np.nan)
+    for row in _doubtful(transition, gradient_response, largest, exists):
+        modes = transition[row], gradient_response[row]
+        upper[row], lower[row] = rational_interval(*modes)
+        if np.isfinite(upper[row]):
+            w[row] = _outermost(*(part[None] for part in modes), upper[[row]])[0]
+    return upper, lower, w
+
+
+def _doubtful(a: np.ndarray, b: np.ndarray, largest: np.ndarray, exists: np.ndarray) -> np.ndarray:
+    """Return the lanes whose multipliers cluster so much that rounding moves them, or moved all crossings away."""
+    if a.shape[-1] < 4:
+        return np.zeros(0, int)
+    curvature = largest * np.geomspace(1e-9, 1, 10)
+    matrices = np.repeat(a[:, None], curvature.shape[1], axis=1)
+    matrices[..., 0] += curvature[..., None] * b[:, None]
+    finite: Any = np.isfinite(matrices).all((-3, -2, -1))
+    matrices = np.where(finite[:, None, None, None], matrices, 0.0)
+    radii = [np.abs(np.linalg.eigvals(each)).max(-1) for each in (matrices, np.swapaxes(matrices, -1, -2))]
+    moved = (np.abs(radii[0] - radii[1]) > _DOUBT * np.maximum(1, radii[0])).any(1)
+    return np.flatnonzero(finite & (b != 0).any(1) & (moved | ~exists))
 
 
 def _polished(a: np.ndarray, b: np.ndarray, curvature: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return complex crossings to the accuracy of eigenvalues: polynomials lose digits where multipliers cluster.
 
-    The secant method on the spectral radius; also returned are the multipliers there, imaginary part positive.
+    The secant method on the spectral radius; also returned are the multipliers there.
     """
     points = [curvature * (1 - 1e-4), curvature]
     values = [spectral_radius(a, b, point[:, None])[:, 0] - 1 for point in points]
@@ -117,7 +138,12 @@ def _polished(a: np.ndarray, b: np.ndarray, curvature: np.ndarray) -> tuple[np.n
         values.append(spectral_radius(a, b, points[-1][:, None])[:, 0] - 1)
     best = np.argmin(np.abs(values), axis=0)
     curvature = np.array(points)[best, np.arange(len(best))]
+    return curvature, _outermost(a, b, curvature)
+
+
+def _outermost(a: np.ndarray, b: np.ndarray, curvature: np.ndarray) -> np.ndarray:
+    """Return the multiplier of the largest modulus at one curvature a lane, imaginary part not negative."""
     multipliers = np.linalg.eigvals(a + np.einsum("n,ni,j->nij", curvature, b, np.eye(1, a.shape[-1])[0]))
     outermost = np.argmax(np.abs(multipliers), axis=1)
     multiplier = multipliers[np.arange(len(outermost)), outermost].astype(complex)
-    return curvature, np.real(multiplier) + 1j * np.abs(np.imag(multiplier))
+    return np.real(multiplier) + 1j * np.abs(np.imag(multiplier))
