@@ -1,8 +1,8 @@
 """Training sweeps, the same work in several ways: `python -m benchmarks.sweeps [--fast] [--json FILE] [--only T1 ...]`.
 
 Every contestant trains the same runs from the same kind of start; a round times each of them once, in turn, so that a
-machine that drifts drifts for all; PyTorch in rounds of its own. Reported are medians over rounds, and ratios to the naive way, one `jit(vmap(scan))`
-over the whole grid.
+machine that drifts drifts for all; PyTorch in rounds of its own. Reported are medians over rounds, and ratios to the
+naive way, one `jit(vmap(scan))` over the whole grid.
 """
 
 from __future__ import annotations

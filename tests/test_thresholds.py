@@ -2,6 +2,8 @@
 
 import dataclasses
 import threading
+from fractions import Fraction
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +14,7 @@ import scipy.optimize
 from optax import contrib
 
 import lossland as ll
-from lossland.thresholds import Certificate, critical_curvatures
+from lossland.thresholds import Certificate, critical_curvatures, rationals
 
 BETAS = [0.0, 0.5, 0.9, 0.95, 0.99]
 DECAY = 0.7
@@ -261,7 +263,8 @@ def test_complex_onset_oscillates_with_the_certified_period(x64):
 
 
 @pytest.mark.parametrize(
-    "decays", [(0.9, 0.95), (0.5, 0.6, 0.7), (0.99, 0.98, 0.97, 0.9, 0.8), (0.995, 0.995, 0.99, 0.0)]
+    "decays",
+    [(0.9, 0.95), (0.5, 0.6, 0.7), (0.99, 0.98, 0.97, 0.9, 0.8), (0.995, 0.995, 0.99, 0.0), (0.99,) * 8],
 )
 def test_cascade_of_means_obeys_its_phase_condition(decays):
     """h = -(w - 1) prod (w - b) / (rate prod (1 - b) w) is real and positive: one equation for the angle of w."""
@@ -275,6 +278,29 @@ def test_cascade_of_means_obeys_its_phase_condition(decays):
     certificate = ll.threshold(optax.chain(*(optax.ema(b) for b in decays), optax.scale(-0.1)))
     assert certificate.critical_curvature == pytest.approx(expected, rel=1e-9)
     assert certificate.period == pytest.approx(2 * np.pi / angle, rel=1e-9)
+
+
+def test_rationals_decide_where_eigenvalues_cannot():
+    """Roots inside a disc, exactly: a multiple root whose floats scatter by a per cent."""
+    polynomial = [Fraction(1)]
+    for _ in range(8):  # (w - 0.99)^8
+        shifted = [*polynomial, Fraction(0)]
+        polynomial = [x - Fraction(99, 100) * y for x, y in zip(shifted, [Fraction(0), *polynomial], strict=True)]
+    assert max(abs(np.roots([float(x) for x in polynomial]))) > 1
+    assert rationals.roots_inside(polynomial)
+    assert rationals.roots_inside(polynomial, Fraction(991, 1000))
+    assert not rationals.roots_inside(polynomial, Fraction(99, 100))
+    generator = np.random.default_rng(0)
+    for _ in range(50):
+        a, b = generator.normal(size=(5, 5)), generator.normal(size=5)
+        p, q = rationals.rational_characteristic(a, b)
+        curvature = generator.normal()
+        matrix = a + curvature * np.outer(b, np.eye(5)[0])
+        mixed = [x - Fraction(curvature) * y for x, y in zip(p, q, strict=True)]
+        np.testing.assert_allclose([float(x) for x in mixed], np.poly(matrix), rtol=1e-9, atol=1e-9)
+        radius = Fraction(float(abs(np.linalg.eigvals(matrix)).max()))
+        assert rationals.roots_inside(mixed, radius * Fraction(1001, 1000))
+        assert not rationals.roots_inside(mixed, radius * Fraction(999, 1000))
 
 
 def linear_system(**entries):
@@ -471,6 +497,47 @@ def test_schedules_stand_at_the_given_step():
         ll.threshold(optax.adam, learning_rate=schedule)
     with pytest.raises(ValueError, match="follows a schedule; pass step="):
         ll.threshold(optax.sign_sgd, learning_rate=schedule)
+
+
+class Counted(NamedTuple):
+    """State of an optimizer written by hand: a count beside the moments."""
+
+    count: jax.Array
+    mean: jax.Array
+    square: jax.Array
+
+
+def counted(rate_at, corrected, b1=0.9, b2=0.999):
+    """Adam, or a mean of gradients (b2 = None), with one count for its corrections and its learning rate."""
+
+    def init(params):
+        return Counted(jnp.zeros((), jnp.int32), jnp.zeros_like(params), jnp.zeros_like(params))
+
+    def update(gradient, state, params=None):
+        count = state.count + 1
+        mean = b1 * state.mean + (1 - b1) * gradient
+        square = (b2 or 0) * state.square + (1 - (b2 or 0)) * gradient**2 if b2 else state.square
+        now = count.astype(gradient.dtype)
+        m = mean / (1 - b1**now) if corrected else mean
+        root = jnp.sqrt(square / (1 - b2**now) if corrected else square) if b2 else 1.0
+        return -rate_at(now) * m / root, Counted(count, mean, square)
+
+    return optax.GradientTransformation(init, update)
+
+
+def test_a_count_beside_moments_corrects_them_or_drives_a_schedule():
+    """By what it does, where optax's conventions are not known: an optimizer written by hand."""
+    by_hand = counted(lambda now: 0.1, corrected=True)
+    assert ll.threshold(by_hand).critical_curvature == pytest.approx(380, rel=1e-9)
+    assert ll.threshold(by_hand, step=3).critical_curvature == pytest.approx(380, rel=1e-9)
+    assert ll.threshold(counted(lambda now: 0.1, corrected=False)).critical_curvature == pytest.approx(380, rel=1e-9)
+    for b2 in (None, 0.999):
+        halving = counted(lambda now: 0.1 * 0.5 ** (now / 100), corrected=False, b2=b2)
+        at_step = ll.threshold(halving, step=99)  # the hundredth update
+        assert at_step.critical_curvature == pytest.approx(38 / 0.05, rel=1e-9)
+        assert "schedules at step 99" in at_step.condition
+        with pytest.raises(ValueError, match="follows a schedule; pass step="):
+            ll.threshold(halving)
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,8 @@
-"""Figures of published results that are measured again: catapult window, transitions, critical constants."""
+"""Figures of results that are measured again: thresholds, catapult window, transitions, critical constants."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,6 +11,53 @@ from matplotlib.figure import Figure
 
 from lossland.figures import style
 from lossland.figures.labels import head, scale_axis, settle
+
+
+def thresholds_figure(
+    computed: Mapping[str, np.ndarray], simulated: Mapping[str, np.ndarray], without_closed_form: Sequence[str]
+) -> Figure:
+    """Draw measured against computed thresholds of many optimizers, and how far apart they are.
+
+    Args:
+        computed: optimizer -> critical curvature times learning rate, from certificates.
+        simulated: the same from runs that neither grow nor decay.
+        without_closed_form: the optimizers of the two that are in no table.
+    """
+    pairs = {
+        True: [(computed[name], simulated[name]) for name in computed if name not in without_closed_form],
+        False: [(computed[name], simulated[name]) for name in without_closed_form],
+    }
+    everything = np.concatenate([np.stack(pair) for group in pairs.values() for pair in group], axis=1)
+    worst = float(np.max(np.abs(everything[1] / everything[0] - 1)))
+    with style.house_style():
+        figure = Figure(figsize=(style.WIDTH, 3.0), layout="constrained")
+        head(
+            figure,
+            f"Computed thresholds hold to {100 * worst:.1g} %",
+            f"{len(computed)} optimizers, {everything.shape[1]} settings. Measured: the curvature at which runs of the "
+            "optimizer itself neither grow nor decay.",
+        )
+        left, right = figure.subplots(1, 2)
+        looks = {
+            True: ("o", style.CURVE_COLORS[1], "closed form known"),
+            False: ("^", style.CURVE_COLORS[4], "own chains"),
+        }
+        ends = np.array([everything[0].min() / 1.5, everything[0].max() * 1.5])
+        left.plot(ends, ends, color=style.RULE, linewidth=0.8, zorder=1)
+        for known, (marker, color, label) in looks.items():
+            both = np.concatenate([np.stack(pair) for pair in pairs[known]], axis=1)
+            dots: dict[str, Any] = {"color": color, "linestyle": "", "markersize": 4, "markerfacecolor": "none"}
+            left.plot(*both, marker=marker, label=label, **dots)
+            right.plot(both[0], np.maximum(np.abs(both[1] / both[0] - 1), 1e-16), marker=marker, **dots)
+        left.legend(frameon=False, loc="upper left", handletextpad=0.2)
+        left.set(xscale="log", yscale="log", xlim=ends, ylim=ends)
+        right.set(xscale="log", yscale="log", ylabel="|measured / computed − 1|", xlim=ends)
+        for ax in (left, right):
+            ax.set_xlabel("computed threshold × learning rate")
+            style.dress(ax)
+        left.set_ylabel("measured threshold × learning rate")
+        settle(figure)
+    return figure
 
 
 def catapult_figure(windows: Mapping[int, xr.Dataset]) -> Figure:

@@ -20,6 +20,7 @@ from lossland import strict_json
 NAMES = (
     "linear_regression",
     "numpy_mlp",
+    "thresholds",
     "edge_of_stability",
     "minibatch_law",
     "catapult",

@@ -64,10 +64,11 @@ def end_of(runs: xr.Dataset, name: str, cutoffs: Cutoffs = CUTOFFS) -> xr.DataAr
     return runs[name].isel(step=slice(-num_tail, None)).median("step", skipna=False)
 
 
-def stability_map(runs: xr.Dataset) -> xr.Dataset:
+def stability_map(runs: xr.Dataset, cutoffs: Cutoffs = CUTOFFS) -> xr.Dataset:
     """Count outcomes over seeds at every point of the grid.
 
-    Equation: fraction = (seeds with the outcome) / (seeds computed). The three fractions sum to one.
+    Equation: fraction = (seeds with the outcome) / (seeds computed). The three fractions sum to one. `cutoffs` as in
+    `outcomes`.
 
     Returns:
         Dataset with `never_rises`, `rises_and_recovers`, `diverges` over the hyperparameter axes, `num_runs`, and,
@@ -76,7 +77,7 @@ def stability_map(runs: xr.Dataset) -> xr.Dataset:
     Raises:
         ValueError: if the dataset was not made by `ll.run` with the probe "loss".
     """
-    kinds = outcomes(runs)
+    kinds = outcomes(runs, cutoffs)
     computed = runs["status"] != Outcome.not_run
     num_runs = computed.sum("seed").assign_attrs(units="1", description="seeds computed")
 
@@ -96,7 +97,7 @@ def stability_map(runs: xr.Dataset) -> xr.Dataset:
     return stable
 
 
-def critical_learning_rate(runs: xr.Dataset, event: Event = "diverges") -> xr.Dataset:
+def critical_learning_rate(runs: xr.Dataset, event: Event = "diverges", cutoffs: Cutoffs = CUTOFFS) -> xr.Dataset:
     """Find, seed by seed, the smallest learning rate at which an event happens, and its median with an interval.
 
     Equation: per seed, sqrt(below x above), the last rate of the grid before the event and the first with it. The
@@ -106,6 +107,7 @@ def critical_learning_rate(runs: xr.Dataset, event: Event = "diverges") -> xr.Da
     Args:
         runs: a sweep with the axis `learning_rate`.
         event: "diverges", or "rises" (any step raised the loss: divergence included).
+        cutoffs: what counts as divergence, as in `outcomes`.
 
     Returns:
         Dataset over the other axes with `critical_learning_rate`, `below`, `above` (..., seed), `median`, `low`,
@@ -121,7 +123,7 @@ def critical_learning_rate(runs: xr.Dataset, event: Event = "diverges") -> xr.Da
     sweep = sweep_of(runs)
     if "learning_rate" not in sweep.axes or "learning_rate" not in runs.dims:
         raise ValueError(f"runs: expected an axis 'learning_rate', got {', '.join(map(str, runs['status'].dims))}")
-    kinds = outcomes(runs)
+    kinds = outcomes(runs, cutoffs)
     if event not in ("diverges", "rises"):
         raise ValueError(f"event: expected 'diverges' or 'rises', got {event!r}")
     happened = kinds["diverges"] if event == "diverges" else kinds["diverges"] | kinds["rises_and_recovers"]

@@ -75,11 +75,12 @@ _POINTS = 9  # every call of the compiled step has this many points, so that one
 def compile_step(build: Callable, name: str, fixed: tuple[tuple[str, Any], ...]) -> tuple[Callable, Callable]:
     """Compile an optimizer of one parameter, flattened to arrays and mapped over n lanes and k points each.
 
-    start(lanes, x (n, k)) -> z (n, k, d), counts (n, k, c), corrects (n, k, c)
+    start(lanes, x (n, k)) -> z (n, k, d), counts (n, k, c), corrects (n, k, c), trusted (n, k, c)
     step(lanes, z, counts, gradient (n, k)) -> z, counts, Jacobian (n, k, d, d + 1), second derivative in the gradient
 
-    z = (x, the state's floats), counts = the state's integers. A count that `corrects` lies beside a float in its node
-    and is taken to drive that float's bias correction; any other count drives a schedule.
+    z = (x, the state's floats), counts = the state's integers. A count that `corrects` lies beside a float in its node:
+    it drives that float's bias correction where optax keeps it so (`trusted`), and elsewhere where it is seen to; any
+    other count drives a schedule.
     """
 
     def is_float(leaf):
@@ -106,8 +107,14 @@ def compile_step(build: Callable, name: str, fixed: tuple[tuple[str, Any], ...])
         _check_state(state, jax.eval_shape(transformation.init, jax.ShapeDtypeStruct((1, 1), jnp.float64)), name)
         leaves = jax.tree_util.tree_flatten_with_path(state)[0]
         homes = {path[:-1] for path, leaf in leaves if is_float(leaf)}
-        corrects = [np.full(np.size(leaf), path[:-1] in homes) for path, leaf in leaves if not is_float(leaf)]
-        return *flatten(x[None], state), jnp.asarray(np.concatenate([np.zeros(0, bool), *corrects]))
+
+        def by_count(holds):
+            marks = [np.full(np.size(leaf), holds(path[:-1])) for path, leaf in leaves if not is_float(leaf)]
+            return jnp.asarray(np.concatenate([np.zeros(0, bool), *marks]))
+
+        corrects = by_count(lambda home: home in homes)
+        trusted = by_count(lambda home: type(_at(state, home)).__module__.partition(".")[0] == "optax")
+        return *flatten(x[None], state), corrects, trusted
 
     def step(lane, z, counts, gradient):
         transformation = build_optimizer(build, name, {**dict(fixed), **lane[1]})
@@ -154,6 +161,16 @@ def compile_step(build: Callable, name: str, fixed: tuple[tuple[str, Any], ...])
 compile_once = functools.lru_cache(maxsize=64)(compile_step)
 
 
+def _at(tree: Any, path: tuple[Any, ...]) -> Any:
+    """Return the node of a tree at a key path."""
+    for key in path:
+        if hasattr(key, "name"):
+            tree = getattr(tree, key.name)
+        else:
+            tree = tree[key.idx if hasattr(key, "idx") else key.key]
+    return tree
+
+
 def _check_state(vector: Any, matrix: Any, name: str) -> None:
     """Refuse state that is no real number or count, and rules that depend on a parameter's number of axes."""
 
@@ -191,11 +208,13 @@ def measure(programs: tuple[Callable, Callable], swept: dict, num_lanes: int, cl
 
     # Three states at zero gradient. A float that grows by equal amounts (a sum of weights) is a clock, set far ahead.
     zero = everywhere(np.zeros((1, 1)))
-    z0, counts0, corrects = start(everywhere(x[None]))
+    z0, counts0, corrects, trusted = start(everywhere(x[None]))
     z1, counts1, *_ = step(z0, counts0, zero)
     z2, counts2, *_ = step(z1, counts1, zero)
     settled = np.where(z1 - z0 == z2 - z1, z2 + 2.0**52 * (z2 - z1), z2)
     counting = (counts1 == counts0 + 1) & (counts2 == counts0 + 2)
+    if np.any(corrects & ~trusted & counting):
+        corrects = corrects & (trusted | _corrects_bias(step, z0, counts0, counting & corrects & ~trusted))
 
     # How each float answers to the parameter and to the gradient: second moments are even, linear state is odd.
     base = everywhere(settled[:, :1]).copy()
@@ -251,6 +270,21 @@ def measure(programs: tuple[Callable, Callable], swept: dict, num_lanes: int, cl
         odd_moment=np.any(even & (np.abs(exponent - degree) > 1e-6), axis=1),
         not_counting=np.any(~np.where(counting, counts_after == counts + 1, counts2 == counts1), axis=(1, 2)),
     )
+
+
+def _corrects_bias(step: Callable, z: np.ndarray, counts: np.ndarray, running: np.ndarray) -> np.ndarray:
+    """Say for every lane whether the counts that run do nothing but correct averages for their start at zero.
+
+    Under a constant gradient corrected averages are constant from the first step on, and so is the update; a schedule
+    changes it. Shape (n, 1, 1).
+    """
+    strides, one = [], np.ones(z.shape[:2])
+    for now in range(5):
+        z = np.concatenate([np.zeros_like(z[..., :1]), z[..., 1:]], axis=-1)
+        z, *_ = step(z, np.where(running, counts + now, counts), one)
+        strides.append(z[:, 0, 0])
+    spread = np.ptp(strides, axis=0)
+    return (spread <= 1e-5 * np.abs(strides[0]))[:, None, None]
 
 
 class Linear(NamedTuple):

@@ -1,8 +1,8 @@
 """Stability of A + curvature b e_x^T decided in rational arithmetic, where eigenvalues in floats cannot.
 
-A chain of k equal averages has an eigenvalue of multiplicity k that one rounding unit spreads by its k-th root: 1e-2 for
-k = 8. The entries of A and b are rational numbers, so the characteristic polynomial is exact, and the Schur-Cohn test
-says without rounding whether its roots lie in a disc.
+A chain of k equal averages has an eigenvalue of multiplicity k, which one rounding unit spreads by its k-th root: 1e-2
+for k = 8. The entries of A and b are rational numbers, so the characteristic polynomial is exact, and the Schur-Cohn
+test says without rounding whether its roots lie in a disc.
 
 Source: Schur 1917, Cohn 1922; Jury 1964, *Theory and Application of the z-Transform Method*.
 """
