@@ -18,6 +18,8 @@ from lossland.sweeps.sweep import Outcome, Sweep
 
 Lost = Callable[[xr.Dataset], xr.DataArray]
 UNKNOWN = -1
+LEAST_STEP = 4
+"""Units of rounding by which neighbouring values of an axis must differ: below that a map shows the grid of floats."""
 
 
 @dataclass(frozen=True)
@@ -131,12 +133,15 @@ def boundary(
         Dataset over (seed, y, x), named by the plane: `diverges`, `trained`; over (seed,) `num_trained`.
 
     Raises:
-        ValueError: for a resolution below 2 or a stride that is no power of 2, or as `run`.
+        ValueError: for a resolution below 2, a stride that is no power of 2, or a plane so small that the precision
+            does not tell neighbouring points apart; or as `run`.
     """
     if resolution < 2:
         raise ValueError(f"resolution: expected at least 2 points a side, got {resolution!r}")
     if stride < 1 or stride & (stride - 1):
         raise ValueError(f"stride: expected a power of 2, got {stride!r}")
+    for axis in (plane.x, plane.y):
+        _check_precision(axis, resolution, fields.get("dtype", "float32"))
     chosen = [int(seed) for seed in seeds]
     fields.setdefault("every", max(1, num_steps // 20))
     probes = list(probes)
@@ -237,6 +242,18 @@ def boundary_cells(diverging: Any) -> np.ndarray:
     flags = np.asarray(diverging, bool)
     quads = [flags[..., i : flags.shape[-2] - 1 + i, j : flags.shape[-1] - 1 + j] for i in (0, 1) for j in (0, 1)]
     return np.logical_or.reduce(quads) & ~np.logical_and.reduce(quads)
+
+
+def _check_precision(axis: Axis, resolution: int, dtype: str) -> None:
+    # Hyperparameters of bfloat16 sweeps are single precision.
+    precision = "float64" if dtype == "float64" else "float32"
+    values = axis.values(resolution).astype(precision)
+    if np.any(np.diff(values) < LEAST_STEP * np.spacing(np.abs(values[1:]))):
+        remedy = "a wider plane" if precision == "float64" else "dtype='float64' or a wider plane"
+        raise ValueError(
+            f"axis {axis.name}: {resolution} values from {axis.low!r} to {axis.high!r} lie closer together than "
+            f"{LEAST_STEP} units of rounding of {precision}: take fewer, {remedy}"
+        )
 
 
 def _dense(train: Callable[[np.ndarray, np.ndarray], np.ndarray], resolution: int) -> Any:

@@ -137,6 +137,10 @@ class TestTraining:
         (lambda: Plane(Axis("a", 1, 2), Axis("b", 1, 2), {"c": "z"}), ["tied", "'x' or 'y'"]),
         (lambda: boundary(linear_problem(), optax.sgd, PLANE, 1), ["resolution"]),
         (lambda: boundary(linear_problem(), optax.sgd, PLANE, 8, stride=3), ["stride", "power of 2"]),
+        (
+            lambda: boundary(linear_problem(), optax.sgd, PLANE.zoomed(1.0, 1.0, 1e7), 8),
+            [PLANE.x.name, "units of rounding of float32", "dtype='float64'"],
+        ),
     ],
 )
 def test_bad_input_is_named(call, words):

@@ -62,6 +62,18 @@ def test_stability_map_is_the_mean_over_seeds(cubic):
     np.testing.assert_allclose(sum(stable[name] for name in OUTCOMES), 1)
 
 
+def test_cut_offs_reach_maps_and_critical_rates(cubic):
+    """A run has recovered only if it ends below a tenth of where it started: more runs diverge, at smaller rates."""
+    strict = ll.Cutoffs(recovery=0.1)
+    kinds = outcomes(cubic, strict)
+    assert (kinds["diverges"] >= outcomes(cubic)["diverges"]).all()
+    assert (kinds["diverges"] != outcomes(cubic)["diverges"]).any()
+    np.testing.assert_allclose(ll.stability_map(cubic, strict)["diverges"], kinds["diverges"].mean("seed"))
+    found, usual = ll.critical_learning_rate(cubic, cutoffs=strict), ll.critical_learning_rate(cubic)
+    assert (found["critical_learning_rate"] <= usual["critical_learning_rate"]).all()
+    assert (found["critical_learning_rate"] < usual["critical_learning_rate"]).any()
+
+
 def test_the_quadratic_diverges_exactly_above_two_over_sharpness(line):
     stable = ll.stability_map(line)
     above = line["learning_rate"] > CRITICAL
