@@ -13,6 +13,10 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from lossland import curvature, figures, landscapes, problems
+    from lossland.diagnosis.causes import Cause
+    from lossland.diagnosis.gradients import check_gradient
+    from lossland.diagnosis.histories import explain_history
+    from lossland.diagnosis.hygiene import check_inputs, check_labels, check_precision, check_shapes
     from lossland.optimizers import Optimizer, Schedule
     from lossland.problems.problem import Problem
     from lossland.stability import adaptive
@@ -41,6 +45,7 @@ _NAMESPACES = {"adaptive", "curvature", "figures", "landscapes", "problems"}
 """Public names that are modules."""
 _HOME = {
     "Axis": "lossland.stability.boundaries",
+    "Cause": "lossland.diagnosis.causes",
     "Cutoffs": "lossland.stability.cutoffs",
     "Optimizer": "lossland.optimizers",
     "Outcome": "lossland.sweeps.sweep",
@@ -55,12 +60,18 @@ _HOME = {
     "boundary": "lossland.stability.boundaries",
     "boundary_dimension": "lossland.stability.fractal",
     "catapult_window": "lossland.stability.constants",
+    "check_gradient": "lossland.diagnosis.gradients",
+    "check_inputs": "lossland.diagnosis.hygiene",
+    "check_labels": "lossland.diagnosis.hygiene",
+    "check_precision": "lossland.diagnosis.hygiene",
+    "check_shapes": "lossland.diagnosis.hygiene",
     "classes": "lossland.stability.phases",
     "critical_constants": "lossland.stability.constants",
     "critical_learning_rate": "lossland.stability.maps",
     "curvature": "lossland.curvature",
     "cutoff_sensitivity": "lossland.stability.phases",
     "example_curvatures": "lossland.stability.example_curvatures",
+    "explain_history": "lossland.diagnosis.histories",
     "figures": "lossland.figures",
     "fork": "lossland.sweeps.forks",
     "intervene": "lossland.stability.interventions",
@@ -84,6 +95,7 @@ _HOME = {
 
 __all__ = [
     "Axis",
+    "Cause",
     "Cutoffs",
     "Optimizer",
     "Outcome",
@@ -98,12 +110,18 @@ __all__ = [
     "boundary",
     "boundary_dimension",
     "catapult_window",
+    "check_gradient",
+    "check_inputs",
+    "check_labels",
+    "check_precision",
+    "check_shapes",
     "classes",
     "critical_constants",
     "critical_learning_rate",
     "curvature",
     "cutoff_sensitivity",
     "example_curvatures",
+    "explain_history",
     "figures",
     "fork",
     "intervene",

@@ -12,6 +12,7 @@ FLOORS = [
     {"problems", "optimizers", "thresholds", "curvature", "strict_json"},
     {"sweeps", "landscapes"},
     {"stability"},
+    {"diagnosis"},
     {"figures"},
     {"mapping", "reproductions"},
     {"cli"},

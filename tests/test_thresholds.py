@@ -624,6 +624,16 @@ REFUSED = {
     "mean_of_moments": (mean_of_two_moments(), {}, r"not inversely proportional to the root"),
     "cube_root": (contrib.madgrad, {"learning_rate": 0.1}, r"not inversely proportional to the root"),
     "matrices": (contrib.muon, {"learning_rate": 0.1}, r"treats matrices by another rule than vectors"),
+    "plateau": (
+        optax.chain(optax.sgd(0.1), contrib.reduce_on_plateau()),
+        {},
+        r"missing 1 required .*value.*depends on the loss has no threshold of curvature alone",
+    ),
+    "names": (
+        optax.partition({"a": optax.sgd(0.1), "b": optax.adam(0.1)}, {"w": "a", "v": "b"}),
+        {},
+        r"names of parameters certify each by itself",
+    ),
     "line_search": (optax.lbfgs, {}, r"missing 3 required keyword-only arguments"),
     "half_precision": (optax.sgd(0.1, momentum=0.9, accumulator_dtype=jnp.bfloat16), {}, r"less than single precision"),
     "not_a_number": (optax.adam, {"learning_rate": 0.1, "b1": 1.0}, r"not finite at a vanishing gradient"),
@@ -635,6 +645,11 @@ def test_what_cannot_be_certified_is_refused_by_name(name):
     optimizer, arguments, message = REFUSED[name]
     with pytest.raises(ValueError, match=message):
         ll.threshold(optimizer, **arguments)
+
+
+def test_a_traced_rate_is_refused():
+    with pytest.raises(ValueError, match="learning_rate is traced; call threshold outside jit"):
+        jax.jit(lambda rate: ll.threshold(optax.sgd, learning_rate=rate).critical_curvature)(0.1)
 
 
 def test_grid_refuses_bad_input_by_name():

@@ -99,6 +99,11 @@ def threshold(optimizer: Any, *, step: int | None = None, **hyperparameters: Any
     preconditioned in a way that is known.
     """
     _check_step(step)
+    if traced := [key for key, value in hyperparameters.items() if isinstance(value, jax.core.Tracer)]:
+        raise ValueError(
+            f"{_name(optimizer)}: {', '.join(traced)} is traced; call threshold outside jit, vmap and grad, or"
+            " thresholds.critical_curvatures on arrays of values"
+        )
     factory, name, arguments = optimizer, _name(optimizer), hyperparameters
     if hasattr(optimizer, "build"):
         factory, name = optimizer.build, getattr(optimizer, "name", name)

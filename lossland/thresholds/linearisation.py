@@ -147,10 +147,17 @@ def compile_step(build: Callable, name: str, fixed: tuple[tuple[str, Any], ...])
                 if isinstance(error, ValueError) and str(error).startswith(f"{name}: "):
                     raise
                 reason = (str(error).strip().splitlines() or [""])[0]
+                if isinstance(error, TypeError) and "missing" in reason and "argument" in reason:
+                    missing = reason[reason.index("missing") :]
+                    raise ValueError(
+                        f"{name}: an update without further arguments is {missing}: a step that depends on the loss"
+                        " has no threshold of curvature alone; certify the chain without that part"
+                    ) from error
                 raise ValueError(
                     f"{name}: one update of a single real parameter could not be traced and differentiated"
                     f" ({type(error).__name__}: {reason}); expected init(params) and update(gradient, state, params) of"
-                    " differentiable JAX operations, without further arguments or Python control flow on swept values"
+                    " differentiable JAX operations, without Python control flow on swept values; of rules by the"
+                    " names of parameters certify each by itself"
                 ) from error
 
         return call

@@ -1,0 +1,136 @@
+"""A wrong gradient is found, named and measured; a right one is left alone; both for JAX and plain NumPy."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import lossland as ll
+from lossland.problems import reported
+
+
+@pytest.fixture(scope="module")
+def case_2():
+    problem = reported.numpy_mlp()
+    return problem, reported.numpy_mlp_initial_params(4), jax.tree.map(np.asarray, problem.data)
+
+
+def test_the_wrong_bias_gradient_of_case_2_is_found(case_2):
+    problem, params, batch = case_2
+    check = ll.check_gradient(problem.loss, reported.numpy_mlp_gradient, params, batch)
+    assert check.wrong == ("b1",)
+    assert not check.ok
+    leaf = {leaf.name: leaf for leaf in check.leaves}["b1"]
+    right = reported.numpy_mlp_gradient(params, batch, wrong_db1=False)["b1"]
+    expected = np.linalg.norm(right.sum() - right) / np.linalg.norm(right)
+    assert leaf.relative_error == pytest.approx(expected, rel=1e-6)
+    assert "sum without its axis" in leaf.pattern
+    assert "wrong: b1" in str(check)
+
+
+def test_the_right_gradient_of_case_2_passes(case_2):
+    problem, params, batch = case_2
+
+    def right(params, batch):
+        return reported.numpy_mlp_gradient(params, batch, wrong_db1=False)
+
+    check = ll.check_gradient(problem.loss, right, params, batch)
+    assert check.ok
+    assert max(leaf.relative_error for leaf in check.leaves) < 1e-9
+    assert not check.autodiff_differs
+    assert ll.check_gradient(problem.loss, jax.grad(problem.loss), params, batch).ok
+
+
+def numpy_loss(params, batch):
+    """Least squares in NumPy alone: JAX cannot trace it."""
+    x, y = batch
+    return float(np.mean((np.asarray(x @ params["w"]) + np.asarray(params["b"]) - y) ** 2))
+
+
+def numpy_gradient(params, batch):
+    x, y = batch
+    residual = x @ params["w"] + params["b"] - y
+    params["w"] *= 0  # a user's function may overwrite what it was given
+    return {"w": 2 * x.T @ residual / len(x), "b": np.array(2 * residual.mean())}
+
+
+LINE = (np.random.default_rng(0).normal(size=(30, 4)), np.random.default_rng(1).normal(size=30))
+AT = {"w": np.arange(1.0, 5.0), "b": np.array(0.3)}
+
+
+def test_without_autodiff_central_differences_decide():
+    check = ll.check_gradient(numpy_loss, numpy_gradient, AT, LINE)
+    assert check.reference == "central differences"
+    assert check.ok
+    assert max(leaf.relative_error for leaf in check.leaves) < 1e-7
+    wrong = ll.check_gradient(numpy_loss, lambda p, b: {**numpy_gradient(p, b), "b": np.array(0.0)}, AT, LINE)
+    assert wrong.wrong == ("b",)
+
+
+def jax_loss(params, batch):
+    x, y = batch
+    return jnp.mean((x @ params["w"] + params["b"] - y) ** 2)
+
+
+MISTAKES = {
+    "sign": (lambda g: {**g, "w": -g["w"]}, "w", "sign is flipped"),
+    "sum": (lambda g: {**g, "w": 30 * g["w"]}, "w", "sum over examples where the loss takes their mean"),
+    "mean": (lambda g: {**g, "w": g["w"] / 30}, "w", "mean over examples where the loss takes their sum"),
+    "half": (lambda g: {**g, "w": g["w"] / 2}, "w", "0.5 times the right one"),
+    "zero": (lambda g: {**g, "w": 0 * g["w"]}, "w", "zero everywhere"),
+    "shape": (lambda g: {**g, "w": g["w"][:, None]}, "w", r"shape (4, 1) for a parameter of shape (4,)"),
+    "no_shape": (lambda g: {**g, "w": g["w"][:3]}, "w", r"shape (3,)"),
+    "nan": (lambda g: {**g, "b": g["b"] * np.nan}, "b", "1 of 1 entries not finite"),
+    "one_entry": (lambda g: {**g, "w": np.asarray(g["w"]) * [1, 1, 1, 1.01]}, "w", "cosine"),
+}
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_usual_mistakes_are_recognised(name):
+    change, leaf, words = MISTAKES[name]
+    check = ll.check_gradient(jax_loss, lambda p, b: change(jax.grad(jax_loss)(p, b)), AT, LINE)
+    assert check.wrong == (leaf,)
+    assert words in {one.name: one for one in check.leaves}[leaf].pattern
+
+
+def test_random_right_gradients_are_never_called_wrong():
+    """200 random networks, half of them with a relu: no false alarm."""
+    wrong = []
+    for seed in range(200):
+        generator = np.random.default_rng(seed)
+        width = int(generator.integers(2, 9))
+        params = {"a": generator.normal(size=(3, width)), "c": generator.normal(size=width)}
+        batch = generator.normal(size=(11, 3)), generator.normal(size=11)
+        bend = jnp.tanh if seed % 2 else jax.nn.relu
+
+        def loss(params, batch, bend=bend):
+            return jnp.mean((bend(batch[0] @ params["a"]) @ params["c"] - batch[1]) ** 2)
+
+        wrong += ll.check_gradient(loss, jax.grad(loss), params, batch).wrong
+    assert not wrong
+
+
+def test_autodiff_that_is_not_the_derivative_is_said():
+    def stopped(params, batch):
+        return jnp.mean((batch[0] @ jax.lax.stop_gradient(params["w"]) + params["b"] - batch[1]) ** 2)
+
+    check = ll.check_gradient(stopped, jax.grad(stopped), AT, LINE)
+    assert check.autodiff_differs == ("w",)
+    assert check.wrong == ("w",)
+    assert "stopped gradient" in str(check)
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda: ll.check_gradient(lambda p, b: p["w"], jax.grad(jax_loss), AT, LINE), ["loss", "scalar", "(4,)"]),
+        (lambda: ll.check_gradient(jax_loss, lambda p, b: {"w": p["w"]}, AT, LINE), ["gradient", "lacks b"]),
+        (lambda: ll.check_gradient(jax_loss, jax.grad(jax_loss), {"w": np.arange(4)}, LINE), ["w", "floats", "int"]),
+        (lambda: ll.check_gradient(jax_loss, jax.grad(jax_loss), {}, LINE), ["params", "at least one"]),
+        (lambda: ll.check_gradient(lambda p, b: jnp.inf, jax.grad(jax_loss), AT, LINE), ["loss", "finite"]),
+    ],
+)
+def test_bad_input_is_named(call, words):
+    with pytest.raises(ValueError, match=r".") as error:
+        call()
+    assert all(word in str(error.value) for word in words)
