@@ -354,7 +354,14 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--only", nargs="*", default=None, help="names of works")
     parser.add_argument("--json", type=Path, default=None)
     options = parser.parse_args(arguments)
-    rows = []
+    rows: list[dict[str, Any]] = []
+    more: dict[str, Any] = {}
+
+    def save() -> None:
+        if options.json:
+            machine = {"cores": os.cpu_count(), "python": platform.python_version(), "jax": jax.__version__}
+            options.json.write_text(json.dumps({"machine": machine, "rows": rows, **more}, indent=1) + "\n")
+
     for work in works(options.fast):
         if options.only and work.name not in options.only:
             continue
@@ -369,8 +376,8 @@ def main(arguments: list[str] | None = None) -> int:
         if row["fraction_of_peak"]:
             print(f"  {row['fraction_of_peak']:.0%} of the matrix-product peak")
         sys.stdout.flush()
+        save()
     rounds = 1 if options.fast else options.rounds
-    more: dict[str, Any] = {}
     if not options.only:
         more = {"scaling": scaling(options.fast, rounds), "early_stop": early_stop(options.fast, rounds)}
         more["tiny_seconds"] = tiny(rounds)
@@ -378,9 +385,7 @@ def main(arguments: list[str] | None = None) -> int:
             print(f"{row['runs']:>6} runs of T1: {row['seconds']:.4f} s, {row['microseconds_per_run']:.2f} us per run")
         print("early stop: " + ", ".join(f"{name} {value:.3f}" for name, value in more["early_stop"].items()))
         print(f"one run of ten steps: {more['tiny_seconds']:.4f} s")
-    if options.json:
-        machine = {"cores": os.cpu_count(), "python": platform.python_version(), "jax": jax.__version__}
-        options.json.write_text(json.dumps({"machine": machine, "rows": rows, **more}, indent=1) + "\n")
+    save()
     return 0
 
 

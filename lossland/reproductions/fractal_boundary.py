@@ -94,20 +94,24 @@ def measure(folder: Path, fast: bool, table: dict[str, Any]) -> tuple[dict[str, 
     size = FAST if fast else FULL
     numbers: dict[str, Any] = {}
     maps, rows = {}, []
-    slopes: dict[str, np.ndarray] = {}
+    slopes: dict[tuple[str, str], np.ndarray] = {}
+    pictures: list[xr.Dataset] = []
     for name, panel in PANELS.items():
-        typical_slopes, first, pictures = panel_dimensions(panel, size, TYPICAL)
-        slopes[name] = typical_slopes
-        words = [_words(TYPICAL, typical_slopes)]
-        rows.append((name, TYPICAL, *mean_interval(typical_slopes), *mean_interval(first)))
-        if panel.plane is RATES:
-            richest_slopes, _, pictures = panel_dimensions(panel, size, RICHEST)
-            rows.append((name, RICHEST, *mean_interval(richest_slopes), *mean_interval(first)))
-            numbers[f"dimension_{name}"] = [rows[-2][2], rows[-1][2]]
-            numbers[f"dimension_{name}_richest_above_typical"] = rows[-1][2] - rows[-2][2]
-            words.append(_words(RICHEST, richest_slopes))
+        words = []
+        for rule in (TYPICAL, RICHEST):
+            found, first, drawn = panel_dimensions(panel, size, rule)
+            rows.append((name, rule, *mean_interval(found), *mean_interval(first)))
+            words.append(_words(rule, found))
+            slopes[name, rule] = found
+            pictures = drawn  # in the end those of the densest part, where the published frames look
+        ends = [float(slopes[name, rule].mean()) for rule in (TYPICAL, RICHEST)]
+        numbers[f"dimension_{name}"] = ends
+        numbers[f"dimension_{name}_richest_above_typical"] = ends[1] - ends[0]
         maps[panel.title] = (pictures, "\n".join(words))
-    numbers["offset_every_step_above_once"] = float((slopes["offset_every_step"] - slopes["offset_once"]).mean())
+    once, always = (slopes[name, RICHEST].mean() for name in ("offset_once", "offset_every_step"))
+    numbers["dimension_offset_once"] = (float(once), float(always))
+    both = slopes["offset_every_step", TYPICAL] - slopes["offset_once", TYPICAL]
+    numbers["offset_every_step_above_once"] = float(both.mean())
     numbers |= refinement(size)
     dependence = settings_dependence(size)
     changes = dependence.where(dependence["setting"] != "reference", drop=True)
@@ -117,9 +121,9 @@ def measure(folder: Path, fast: bool, table: dict[str, Any]) -> tuple[dict[str, 
     shrunk = size.factor ** (size.frames - 1)
     note = (
         f"16 hidden units, float64, {size.num_steps} steps, {size.resolution} × {size.resolution} points a frame. "
-        f"Above: the first of {size.frames} frames, below the last, {shrunk:g} times smaller, around a boundary cell "
-        "drawn at random (offset) or where the boundary is densest (the others). Numbers: median slope over box sizes "
-        f"and frames, mean over {size.seeds} seeds with 95 % interval. Light converges."
+        f"Above: the first of {size.frames} frames, below the last, {shrunk:g} times smaller, where the boundary is "
+        "densest. Numbers: median slope over box sizes and frames, zooming in at random (typical) or where it is "
+        f"densest (richest), mean over {size.seeds} seeds with 95 % interval. Light converges."
     )
     paths = figures.save(
         boundary_figure(maps, "How rough a boundary is depends on where one looks", note), folder / "fractal_boundary"

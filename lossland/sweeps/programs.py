@@ -22,8 +22,9 @@ from lossland.problems.problem import Problem, digest_program
 from lossland.sweeps.batches import Batches
 from lossland.sweeps.plan import Device
 from lossland.sweeps.probes import Probe
+from lossland.sweeps.single_run import is_noisy
 from lossland.sweeps.sweep import Group
-from lossland.sweeps.training import is_noisy, starting_points, summarise, tile_program
+from lossland.sweeps.training import starting_points, summarise, tile_program
 
 if TYPE_CHECKING:
     from lossland.sweeps.job import Job

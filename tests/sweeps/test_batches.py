@@ -9,7 +9,7 @@ from flax import linen
 
 import lossland as ll
 from lossland.sweeps.batches import Batches
-from lossland.sweeps.training import key_of
+from lossland.sweeps.single_run import key_of
 from tests.cases import problem_named
 from tests.oracles import starting_point
 
