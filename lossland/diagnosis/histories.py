@@ -31,6 +31,7 @@ ROUNDING = 1e-6  # relative rise that printed digits and float32 sums make by th
 STEADY = 0.01  # spread of the last growth factors below which the growth is that of one mode
 TAIL = 5  # growth factors that must agree
 QUIET = 20  # records without a rise that make a spike a late one
+SMOOTH = 0.15  # correlation of neighbours about the trend above which a curve swings rather than jumps
 SPIKE = 1.5  # factor over the lowest loss before
 LARGEST = {"float32": float(np.finfo(np.float32).max), "float64": float(np.finfo(np.float64).max)}
 
@@ -132,7 +133,8 @@ def explain_history(
         untested.append("whether the loss over all data rose too")
 
     def explained(cause: Cause, confidence: float, remedies: Sequence[str] = (), **more: Any) -> HistoryExplanation:
-        more.setdefault("overflow_epoch", overflow)
+        if overflow is not None:
+            more["overflow_epoch"] = overflow
         evidence = curve_features.evidence()
         return HistoryExplanation(cause, confidence, evidence, tuple(remedies), untested=tuple(untested), **more)
 
@@ -255,8 +257,8 @@ def _recovering(
             return explained(Cause.stale_second_moment, 0.6 if full_batch else 0.45, remedies)
         cause = Cause.edge_of_stability if full_batch else Cause.unknown
         return explained(cause, 0.4, ["replay around the spike with a smaller learning rate"], period=features.period)
-    smooth = features.alternation > 0.3
-    if smooth and features.period is not None and certificate is not None and _has_memory(certificate):
+    is_smooth = features.alternation > SMOOTH and features.period is not None and features.period > 3
+    if is_smooth and certificate is not None and _has_memory(certificate):
         remedies = ["less momentum damps the oscillation; the run is stable as it is"]
         return explained(Cause.momentum_overshoot, 0.6 if full_batch else 0.4, remedies, period=features.period)
     if full_batch:

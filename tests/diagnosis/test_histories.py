@@ -27,7 +27,7 @@ def test_the_twenty_printed_epochs_of_case_1():
     assert found.critical_learning_rate == pytest.approx(2 / SHARPNESS, rel=1e-5)
     assert found.overflow_epoch == 64
     assert found.period == 2
-    assert "learning rate below 0.006932" in str(found)
+    assert "learning rate below 0.006931" in str(found)
     assert json.loads(found.to_json())["cause"] == "learning_rate_above_threshold"
 
 
