@@ -33,7 +33,7 @@ def thresholds_figure(
         figure = Figure(figsize=(style.WIDTH, 3.0), layout="constrained")
         head(
             figure,
-            f"Computed thresholds hold to {100 * worst:.1g} %",
+            f"Runs turn unstable where it was computed, to {worst:.0e}",
             f"{len(computed)} optimizers, {everything.shape[1]} settings. Measured: the curvature at which runs of the "
             "optimizer itself neither grow nor decay.",
         )
@@ -47,15 +47,16 @@ def thresholds_figure(
         for known, (marker, color, label) in looks.items():
             both = np.concatenate([np.stack(pair) for pair in pairs[known]], axis=1)
             dots: dict[str, Any] = {"color": color, "linestyle": "", "markersize": 4, "markerfacecolor": "none"}
-            left.plot(*both, marker=marker, label=label, **dots)
-            right.plot(both[0], np.maximum(np.abs(both[1] / both[0] - 1), 1e-16), marker=marker, **dots)
-        left.legend(frameon=False, loc="upper left", handletextpad=0.2)
+            left.plot(*both, marker=marker, **dots)
+            errors = np.maximum(np.abs(both[1] / both[0] - 1), 1e-16)
+            right.plot(both[0], errors, marker=marker, label=label, **dots)
         left.set(xscale="log", yscale="log", xlim=ends, ylim=ends)
         right.set(xscale="log", yscale="log", ylabel="|measured / computed − 1|", xlim=ends)
+        right.legend(frameon=False, loc="center right", handletextpad=0.0, borderaxespad=0.0)
         for ax in (left, right):
-            ax.set_xlabel("computed threshold × learning rate")
+            ax.set_xlabel("computed × learning rate")
             style.dress(ax)
-        left.set_ylabel("measured threshold × learning rate")
+        left.set_ylabel("measured × learning rate")
         settle(figure)
     return figure
 

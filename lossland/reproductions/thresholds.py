@@ -1,8 +1,8 @@
 """Thresholds computed from an optimizer's update, beside closed forms and beside the growth of simulated runs.
 
 The measured threshold is the curvature at which runs on f(x) = curvature x^2 / 2 neither grow nor decay: runs of the
-optimizer itself, at amplitudes of 1e-100, fitted over 2 % on either side. Second moments are put back to 1 after every
-step, as frozen as the certificate takes them; curvature is then in units of the divisor of the update.
+optimizer itself, at amplitudes of 1e-100, bisected from 10 % on either side. Second moments are put back to 1 after
+every step, as frozen as the certificate takes them; curvature is then in units of the divisor of the update.
 """
 
 from __future__ import annotations
@@ -23,8 +23,9 @@ from lossland.thresholds import critical_curvatures, threshold
 
 BETAS = (0.0, 0.5, 0.9, 0.95, 0.99)
 DECAY = 0.7
+TINY = 1e-100
 LATE = 2**30  # a step count at which bias corrections are 1
-NEARBY = np.linspace(0.98, 1.02, 5)
+BISECTIONS = 36
 
 Build = Callable[..., optax.GradientTransformation]
 
@@ -86,7 +87,7 @@ TABLE = {
     ),
     "AMSGrad": Row(factory(optax.amsgrad, "b1", eps=0.0), lambda b, rate: 2 * averaged(b), "nu_max"),
     "RMSprop": Row(
-        factory(optax.rmsprop, "momentum", decay=0.9, eps=0.0), lambda b, rate: 2 * (1 + b), "nu", float(np.sqrt(0.9))
+        factory(optax.rmsprop, "momentum", decay=0.9), lambda b, rate: 2 * (1 + b), "nu", float(np.sqrt(0.9 + 1e-8))
     ),
     "Adagrad": Row(factory(optax.adagrad, eps=0.0), lambda b, rate: 2.0, "sum_of_squares"),
 }
@@ -144,13 +145,22 @@ def measure(folder: Path, fast: bool, table: dict[str, Any]) -> tuple[dict[str, 
 
 
 def simulated_thresholds(row: Row, rate: np.ndarray, b: np.ndarray, near: np.ndarray, num_steps: int) -> np.ndarray:
-    """Curvatures at which runs neither grow nor decay, from runs within 2 % of `near`: Float[ndarray, "n"]."""
-    curvature = near[:, None] * NEARBY
-    slopes = np.asarray(_log_growth(row.build, row.second_moment, num_steps)(rate, b, curvature * row.divisor))
-    fits = [np.polyfit(NEARBY - 1, slope, 2) for slope in slopes]
-    # A parabola through five growth rates, and its root next to 0.
-    shifts = [min(np.roots(fit).real, key=abs) for fit in fits]
-    return near * (1 + np.array(shifts))
+    """Bisect for the curvature at which runs neither grow nor decay, within 10 % of `near`: Float[ndarray, "n"].
+
+    NaN where runs do not decay at 0.9 times it and grow at 1.1 times it.
+    """
+    grown = _log_growth(row.build, row.second_moment, num_steps)
+
+    def slope(curvature: np.ndarray) -> np.ndarray:
+        return np.asarray(grown(rate, b, curvature[:, None] * row.divisor))[:, 0]
+
+    low, high = 0.9 * near, 1.1 * near
+    is_bracket = (slope(low) < 0) & (slope(high) > 0)
+    for _ in range(BISECTIONS):
+        middle = (low + high) / 2
+        rises = slope(middle) > 0
+        low, high = np.where(rises, low, middle), np.where(rises, middle, high)
+    return np.where(is_bracket, (low + high) / 2, np.nan)
 
 
 def growth_of(row: Row, rate: float, b: float, curvature: float, num_steps: int = 120) -> float:
@@ -175,15 +185,23 @@ def _log_growth(build: Build, second_moment: str | None, num_steps: int) -> Any:
         transformation = build(rate, b)
 
         def step(carry: Any, _: Any) -> Any:
-            x, state = carry
+            x, state, log_scale = carry
             updates, state = transformation.update(curvature * x, settle(state), x)
             x = optax.apply_updates(x, updates)
-            return (x, state), jnp.abs(x[0])
+            # The motion is linear: parameter and momenta are put back to their size, which is far below any clipping.
+            floats = [leaf for leaf in jax.tree.leaves((x, state)) if jnp.issubdtype(leaf.dtype, jnp.floating)]
+            size = jnp.max(jnp.stack([jnp.max(jnp.abs(leaf)) for leaf in floats if leaf.ndim])) / TINY
+            size = jnp.where(size > 0, size, 1.0) if second_moment is None else jnp.abs(x[0]) / TINY + 1e-6
+            x, state = jax.tree.map(
+                lambda leaf: leaf / size if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf, (x, state)
+            )
+            log_scale = log_scale + jnp.log(size)
+            return (x, state, log_scale), jnp.log(jnp.abs(x[0])) + log_scale
 
-        start = jnp.full(1, 1e-100)
-        _, path = jax.lax.scan(step, (start, transformation.init(start)), length=num_steps)
+        start = jnp.full(1, TINY)
+        _, path = jax.lax.scan(step, (start, transformation.init(start), 0.0), length=num_steps)
         # The envelope of an oscillation: the largest value over each of 20 windows of the second half.
-        late = jnp.log(path[num_steps // 2 :].reshape(20, -1).max(1))
+        late = path[num_steps // 2 :].reshape(20, -1).max(1)
         times = jnp.arange(20) * (num_steps // 40)
         times = times - times.mean()
         return jnp.sum(times * late) / jnp.sum(times**2)
