@@ -14,6 +14,7 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from lossland import curvature, figures, landscapes, problems
     from lossland.diagnosis.causes import Cause
+    from lossland.diagnosis.decomposition import decompose_change
     from lossland.diagnosis.gradients import check_gradient
     from lossland.diagnosis.histories import explain_history
     from lossland.diagnosis.hygiene import check_inputs, check_labels, check_precision, check_shapes
@@ -70,6 +71,7 @@ _HOME = {
     "critical_learning_rate": "lossland.stability.maps",
     "curvature": "lossland.curvature",
     "cutoff_sensitivity": "lossland.stability.phases",
+    "decompose_change": "lossland.diagnosis.decomposition",
     "example_curvatures": "lossland.stability.example_curvatures",
     "explain_history": "lossland.diagnosis.histories",
     "figures": "lossland.figures",
@@ -120,6 +122,7 @@ __all__ = [
     "critical_learning_rate",
     "curvature",
     "cutoff_sensitivity",
+    "decompose_change",
     "example_curvatures",
     "explain_history",
     "figures",
