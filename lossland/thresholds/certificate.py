@@ -90,13 +90,14 @@ def threshold(optimizer: Any, *, step: int | None = None, **hyperparameters: Any
     """Certify at which curvature an optimizer turns unstable, from the linearisation of its own update.
 
     `optimizer` is an optax factory, called with `hyperparameters`, or an `optax.GradientTransformation`. Schedules
-    stand at `step`; bias corrections are those of late training (a count stored beside float state counts for theirs).
+    stand at `step`; bias corrections are those of late training (counts stored beside float state drive these in optax;
+    elsewhere they do if a constant gradient gives constant steps, and drive a schedule if not).
     A weight decay coupled into the gradient shifts H where nothing is preconditioned and is negligible beside P. The
     probe is a vector of one parameter. Another value of a float hyperparameter compiles nothing.
 
-    Raises ValueError where an argument is missing, unknown or not finite, and where the update goes up the gradient (no
-    learning rate, or a negative one), is random, periodic, complex, not differentiable, scaled by the parameter, or not
-    preconditioned in a way that is known.
+    Raises ValueError where an argument is missing, unknown, traced or not finite, and where the update goes up the
+    gradient (no learning rate, or a negative one), is random, periodic, complex, not differentiable, scaled by the
+    parameter, or not preconditioned in a way that is known.
     """
     _check_step(step)
     if traced := [key for key, value in hyperparameters.items() if isinstance(value, jax.core.Tracer)]:
