@@ -313,7 +313,7 @@ def resident_kilobytes() -> int:
 def memory(sizes: tuple[int, ...], num_examples: int, chunk_size: int) -> dict[str, Any]:
     """Memory of the top eigenvalue in chunks of the data: what the compiled program states, and what its run took.
 
-    Taken is the peak of the process over what it held when the program was compiled and the data in place: run it alone.
+    Taken is the peak of the process over what it held once the program was compiled and the data in place: run alone.
     """
     draws = np.random.default_rng(0)
     rows = draws.integers(0, len(INPUTS), num_examples)
