@@ -95,7 +95,7 @@ def boundary_figure(maps: Mapping[str, tuple[list[xr.Dataset], str]], title: str
                 if column and ax.get_ylabel() == axes[row, 0].get_ylabel():
                     ax.set_ylabel("")
                 if row == 0:
-                    ax.set_title(f"{name}\n{words}", loc="left", fontsize=style.SMALL)
+                    ax.set_title(f"{name}\n{words}", loc="center", multialignment="left", fontsize=style.SMALL)
         settle(figure)
     return figure
 

@@ -125,7 +125,7 @@ def measure(folder: Path, fast: bool, table: dict[str, Any]) -> tuple[dict[str, 
     note = (
         f"16 hidden units, float64, {size.num_steps} steps, {size.resolution} × {size.resolution} points a frame. "
         f"Above: the first of {size.frames} frames, below the last, {shrunk:g} times smaller, where the boundary is "
-        "densest. Numbers: median slope over box sizes and zoomed frames, zooming in at random (typical) or where it is "
+        "densest. Numbers: median slope over box sizes and zoomed frames, zoomed in at random (typical) or where it is "
         f"densest (richest), mean over {size.seeds} seeds with 95 % interval. Light converges."
     )
     paths = figures.save(
