@@ -77,7 +77,7 @@ def _parts(objective: Callable[[Any], Any]) -> Callable[[Any, Any], tuple[jax.Ar
 
 
 def _inner(left: Any, right: Any) -> jax.Array:
-    return sum((jnp.vdot(a, b) for a, b in zip(jax.tree.leaves(left), jax.tree.leaves(right), strict=True)), 0.0)
+    return jnp.asarray(sum(jnp.vdot(a, b) for a, b in zip(*map(jax.tree.leaves, (left, right)), strict=True)))
 
 
 def _is_batched(objective: Callable[[Any], Any], params: Any) -> bool:

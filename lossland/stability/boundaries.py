@@ -36,6 +36,8 @@ class Axis:
     log: bool = True
 
     def __post_init__(self) -> None:
+        if any(isinstance(end, bool) or not isinstance(end, int | float) for end in (self.low, self.high)):
+            raise ValueError(f"axis {self.name}: expected numbers, got {self.low!r} and {self.high!r}")
         if not (np.isfinite(self.low) and np.isfinite(self.high) and self.low < self.high):
             raise ValueError(f"axis {self.name}: expected finite low < high, got {self.low!r} and {self.high!r}")
         if self.log and self.low <= 0:
@@ -66,6 +68,9 @@ class Plane:
     tied: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        for side, axis in (("x", self.x), ("y", self.y)):
+            if not isinstance(axis, Axis):
+                raise ValueError(f"plane: {side}: expected ll.Axis(name, low, high), got {axis!r}")
         names = [self.x.name, self.y.name, *self.tied]
         if len(set(names)) < len(names):
             raise ValueError(f"plane: expected distinct names, got {', '.join(names)}")
@@ -136,13 +141,21 @@ def boundary(
         ValueError: for a resolution below 2, a stride that is no power of 2, or a plane so small that the precision
             does not tell neighbouring points apart; or as `run`.
     """
+    if not isinstance(plane, Plane):
+        raise ValueError(f"plane: expected ll.Plane(ll.Axis(...), ll.Axis(...)), got {plane!r}")
+    for name, value in (("resolution", resolution), ("stride", stride)):
+        if isinstance(value, bool) or not isinstance(value, int | np.integer):
+            raise ValueError(f"{name}: expected an integer, got {value!r}")
+    if not callable(lost):
+        raise ValueError(f"lost: expected a function of runs that says which diverge, got {lost!r}")
     if resolution < 2:
         raise ValueError(f"resolution: expected at least 2 points a side, got {resolution!r}")
     if stride < 1 or stride & (stride - 1):
         raise ValueError(f"stride: expected a power of 2, got {stride!r}")
     for axis in (plane.x, plane.y):
         _check_precision(axis, resolution, fields.get("dtype", "float32"))
-    chosen = [int(seed) for seed in seeds]
+    if isinstance(seeds, int) or not (chosen := [int(seed) for seed in seeds]):
+        raise ValueError(f"seeds: expected at least one seed, such as [0] or range(3), got {seeds!r}")
     fields.setdefault("every", max(1, num_steps // 20))
     probes = list(probes)
     maps, trained = [], []
@@ -157,7 +170,10 @@ def boundary(
             runs = run(problem, optimizer, sweep, probes, place, progress=progress)
             if (runs["status"] == Outcome.not_run).any():
                 raise ValueError("boundary: refinement needs all its runs here; run it without part=")
-            return lost(runs).transpose("point", "seed").values[:, 0]
+            flags = lost(runs)
+            if not isinstance(flags, xr.DataArray) or set(flags.dims) != {"point", "seed"} or flags.dtype != bool:
+                raise ValueError(f"lost: expected booleans with the dims of status, got {flags!r}")
+            return flags.transpose("point", "seed").values[:, 0]
 
         found = refine(train, resolution, stride) if adaptive else _dense(train, resolution)
         maps.append(found[0])

@@ -30,10 +30,17 @@ class Cutoffs:
         for field in fields(self):
             value = getattr(self, field.name)
             most = float("inf") if field.name == "recovery" else 1.0
-            if not 0 < value <= most:
+            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= most:
                 expected = "a positive number" if field.name == "recovery" else "a share in (0, 1]"
                 raise ValueError(f"cutoffs: {field.name}: expected {expected}, got {value!r}")
 
 
 CUTOFFS = Cutoffs()
 """The cut-offs that are used where none are given."""
+
+
+def checked(cutoffs: object) -> Cutoffs:
+    """Return cut-offs that are such; ValueError for anything else."""
+    if not isinstance(cutoffs, Cutoffs):
+        raise ValueError(f"cutoffs: expected ll.Cutoffs(...), got {cutoffs!r}")
+    return cutoffs

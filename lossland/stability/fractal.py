@@ -28,7 +28,9 @@ def box_counts(cells: Any) -> tuple[np.ndarray, np.ndarray]:
     Raises:
         ValueError: for an array without axes, or with fewer than 2 cells along one.
     """
-    flags = np.asarray(cells, bool)
+    flags = np.asarray(cells)
+    if flags.dtype != bool:
+        raise ValueError(f"cells: expected booleans, got {flags.dtype}; mark cells by a comparison, or boundary_cells")
     if not flags.ndim or min(flags.shape) < 2:
         raise ValueError(f"cells: expected at least 2 cells along each axis, got shape {flags.shape}")
     places = np.nonzero(flags)
@@ -80,8 +82,12 @@ def boundary_dimension(diverges: xr.DataArray, coverage: float = COVERAGE) -> xr
     Raises:
         ValueError: without a dim `seed`.
     """
-    if "seed" not in diverges.dims:
-        raise ValueError(f"diverges: expected a dim 'seed', got {', '.join(map(str, diverges.dims))}")
+    if not isinstance(diverges, xr.DataArray):
+        raise ValueError(f"diverges: expected boundary(...)['diverges'], got {type(diverges).__name__}")
+    if "seed" not in diverges.dims or diverges.ndim < 2:
+        raise ValueError(
+            f"diverges: expected a dim 'seed' and those of a grid, got {', '.join(map(str, diverges.dims))}"
+        )
     marked = [_marked(one) for one in diverges.transpose("seed", ...).values]
     dimensions = np.array([box_dimension(cells) for cells in marked])
     slopes = np.array([np.median(local_dimensions(cells)) for cells in marked])

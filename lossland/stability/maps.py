@@ -9,7 +9,7 @@ from typing import Literal
 import numpy as np
 import xarray as xr
 
-from lossland.stability.cutoffs import CUTOFFS, Cutoffs
+from lossland.stability.cutoffs import CUTOFFS, Cutoffs, checked
 from lossland.stability.intervals import COVERAGE
 from lossland.sweeps.sweep import Outcome
 from lossland.sweeps.trajectories import sweep_of
@@ -58,6 +58,7 @@ def end_of(runs: xr.Dataset, name: str, cutoffs: Cutoffs = CUTOFFS) -> xr.DataAr
         ValueError: if the dataset was not made by `ll.run` with the probe that records `name`.
     """
     sweep_of(runs)
+    checked(cutoffs)
     if name not in runs:
         raise ValueError(f"runs: outcomes are read from the {name}; record it with probes=['{name}', ...]")
     num_tail = max(1, math.ceil(cutoffs.tail * runs.sizes["step"]))

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import jax
+import jax.core
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -105,6 +106,11 @@ def threshold(optimizer: Any, *, step: int | None = None, **hyperparameters: Any
             f"{_name(optimizer)}: {', '.join(traced)} is traced; call threshold outside jit, vmap and grad, or"
             " thresholds.critical_curvatures on arrays of values"
         )
+    if many := [key for key, value in hyperparameters.items() if _is_array(value)]:
+        raise ValueError(
+            f"{_name(optimizer)}: {', '.join(many)} holds several values, expected one; for grids use"
+            " thresholds.critical_curvatures"
+        )
     factory, name, arguments = optimizer, _name(optimizer), hyperparameters
     if hasattr(optimizer, "build"):
         factory, name = optimizer.build, getattr(optimizer, "name", name)
@@ -126,6 +132,9 @@ def threshold(optimizer: Any, *, step: int | None = None, **hyperparameters: Any
             amplitude, period = _limit_cycle(transformation, step)
             condition = "none: the update keeps its size as the gradient vanishes, at every positive curvature"
             return Certificate(None, None, None, period, False, condition, amplitude)
+    if not linear.exists[0]:
+        condition = "none: the update does not answer to a small gradient, or less than float64 resolves"
+        return Certificate(None, None, None, None, bool(linear.preconditioned[0]), condition)
     preconditioned = bool(linear.preconditioned[0])
     condition = "gradients far below any clipping threshold or eps, bias corrections settled"
     if preconditioned:
@@ -199,6 +208,10 @@ def _measure_one(factory: Callable, name: str, hyperparameters: dict[str, Any], 
         if not swept or not isinstance(error.__cause__, jax.errors.JAXTypeError):
             raise
         return measure(compile_step(factory, name, tuple(hyperparameters.items())), {}, 1, step)
+
+
+def _is_array(value: Any) -> bool:
+    return isinstance(value, np.ndarray | jax.Array) and np.size(value) > 1
 
 
 def _built(transformation: Any) -> Any:

@@ -18,6 +18,9 @@ _NEAR = 2.0**-100
 _FAR = 2.0**36
 _NEGLIGIBLE = 1e-26
 _LONG_AGO = 2**30  # a step count at which bias corrections are 1
+_CLOCKS = (1, 2, 7, 99, 1_001, 54_321, 1_000_003)  # where an update that follows a schedule shows it
+_MARCH = (1, 2, 3, 4, 5, 7, 20, 50, 99, 101, 300, 1_001, 5_003, 20_011)  # and where a bias correction does not
+_SETTLED = 20_000  # steps after which the corrections of optax's own optimizers are over
 
 
 def check_finite(name: str, hyperparameters: Mapping[str, Any]) -> None:
@@ -64,6 +67,8 @@ class Probe(NamedTuple):
     frozen: np.ndarray  # (n, d): second moments
     odd_moment: np.ndarray  # (n,): a float is even in the gradient, but homogeneous of neither degree 1 nor degree 2
     not_counting: np.ndarray  # (n,): an integer is neither a step count nor settled
+    moving: np.ndarray  # (n,): the linearised update is another one at another clock
+    alternating: np.ndarray  # (n,): it is the same two steps later, and another one step later
 
 
 # Reference points, each with one thing changed that must not matter, or must matter in a known way.
@@ -72,11 +77,12 @@ _STRIDE, _EARLY_STRIDE, _REST = range(6, 9)
 _POINTS = 9  # every call of the compiled step has this many points, so that one program serves all
 
 
-def compile_step(build: Callable, name: str, fixed: tuple[tuple[str, Any], ...]) -> tuple[Callable, Callable]:
+def compile_step(build: Callable, name: str, fixed: tuple[tuple[str, Any], ...]) -> tuple[Callable, ...]:
     """Compile an optimizer of one parameter, flattened to arrays and mapped over n lanes and k points each.
 
     start(lanes, x (n, k)) -> z (n, k, d), counts (n, k, c), corrects (n, k, c), trusted (n, k, c)
     step(lanes, z, counts, gradient (n, k)) -> z, counts, Jacobian (n, k, d, d + 1), second derivative in the gradient
+    march(lanes, z, counts, running, number of steps (n, k)) -> z, counts, last stride: steps under a gradient of 1
 
     z = (x, the state's floats), counts = the state's integers. A count that `corrects` lies beside a float in its node:
     it drives that float's bias correction where optax keeps it so (`trusted`), and elsewhere where it is seen to; any
@@ -162,7 +168,21 @@ def compile_step(build: Callable, name: str, fixed: tuple[tuple[str, Any], ...])
 
         return call
 
-    return mapped(start, 1), mapped(step, 3)
+    def march(lane, z, counts, running, num_steps):
+        """Steps under a constant gradient of 1 at x = 0, counts in `running` going on: z, and the last stride."""
+        transformation = build_optimizer(build, name, {**dict(fixed), **lane[1]})
+        like = jax.eval_shape(transformation.init, jax.ShapeDtypeStruct((1,), jnp.float64))
+
+        def once(_, carry):
+            z, counts, _ = carry
+            y = z.at[0].set(0.0)
+            updates, state = transformation.update(jnp.ones(1), unflatten(y, counts, like), y[:1])
+            after, counts_after = flatten(optax.apply_updates(y[:1], updates), state)
+            return after, jnp.where(running, counts_after, counts), after[0]
+
+        return jax.lax.fori_loop(0, num_steps, once, (z, counts, jnp.zeros(())))
+
+    return mapped(start, 1), mapped(step, 3), mapped(march, 4)
 
 
 compile_once = functools.lru_cache(maxsize=64)(compile_step)
@@ -198,9 +218,9 @@ def _check_state(vector: Any, matrix: Any, name: str) -> None:
 
 
 @np.errstate(all="ignore")  # what is not finite is reported by lane
-def measure(programs: tuple[Callable, Callable], swept: dict, num_lanes: int, clock: int | None) -> Probe:
+def measure(programs: tuple[Callable, ...], swept: dict, num_lanes: int, clock: int | None) -> Probe:
     """Measure single steps around the minimum of a quadratic in one parameter, schedules at the step `clock`."""
-    start, step = (functools.partial(program, (np.arange(num_lanes), swept)) for program in programs)
+    start, step, march = (functools.partial(program, (np.arange(num_lanes), swept)) for program in programs)
 
     def everywhere(value):
         return np.broadcast_to(value, (num_lanes, _POINTS, *np.shape(value)[2:]))
@@ -220,8 +240,9 @@ def measure(programs: tuple[Callable, Callable], swept: dict, num_lanes: int, cl
     z2, counts2, *_ = step(z1, counts1, zero)
     settled = np.where(z1 - z0 == z2 - z1, z2 + 2.0**52 * (z2 - z1), z2)
     counting = (counts1 == counts0 + 1) & (counts2 == counts0 + 2)
-    if np.any(corrects & ~trusted & counting):
-        corrects = corrects & (trusted | _corrects_bias(step, z0, counts0, counting & corrects & ~trusted))
+    if np.any(corrects & counting):
+        corrects = corrects & _corrects_bias(march, z0, counts0, counting & corrects, trusted, clock)
+    ticking = (z1 - z0 == 1) & (z2 - z1 == 1)  # a step count kept as a float
 
     # How each float answers to the parameter and to the gradient: second moments are even, linear state is odd.
     base = everywhere(settled[:, :1]).copy()
@@ -243,13 +264,28 @@ def measure(programs: tuple[Callable, Callable], swept: dict, num_lanes: int, cl
     z = np.where(even[:, None], moments, np.where(odd[:, None], 0.0, settled))
     z = np.where(memory[:, None], z + remembered[:, None] * (np.abs(z) + 1), z)
     z[..., 0] = x
-    counts = np.where(counting, np.where(corrects, _LONG_AGO, clocks[:, None]), counts2)
+    z = np.where(ticking & (clocks[:, None] < _LONG_AGO), clocks[:, None], z)
+
+    def at(now):
+        return np.where(counting, np.where(corrects, _LONG_AGO, now), counts2)
+
+    counts = at(clocks[:, None])
 
     shape, generator = (4, z.shape[-1] + 1), np.random.default_rng(0)
     displacements = generator.uniform(0.5, 1.0, shape) * generator.choice([-1.0, 1.0], shape)
     aside = nearby[:, None] * np.abs(displacements[0])  # no two of opposite signs: no product looks like a reversal
     after, counts_after, jacobian, bend = step(z + aside[:, :-1], counts, gradient + aside[:, -1] + zero)
     rest = after[:, _REST]
+
+    # The reference at other clocks, schedules and float counts set there.
+    asked = _LONG_AGO if clock is None else clock
+    others = np.array([*_CLOCKS, asked + 1, asked + 2])[:, None]
+    here = everywhere(z[:, :1])
+    here = np.where(ticking, others, here) + everywhere(aside[None, :1, :-1])
+    *_, elsewhere, _ = step(here, at(others), everywhere(np.full((1, 1), aside[0, -1])))
+    rank_of = np.where(even, scale[0], 1.0)[:, None, :, None]
+    apart = np.abs(elsewhere - jacobian[:, :1]) / rank_of
+    differs = (apart > 1e-6 * np.abs(jacobian[:, :1] / rank_of).max((2, 3), keepdims=True)).any((2, 3))
 
     # Opposite pairs of: everything, the state alone, the gradient alone, the parameter alone. The gradient is larger by
     # the preconditioner, so that all move the parameter alike.
@@ -275,23 +311,38 @@ def measure(programs: tuple[Callable, Callable], swept: dict, num_lanes: int, cl
         rest=rest,
         frozen=even,
         odd_moment=np.any(even & (np.abs(exponent - degree) > 1e-6), axis=1),
+        moving=differs[:, :-2].any(1),
+        alternating=differs[:, -2] & ~differs[:, -1],
         not_counting=np.any(~np.where(counting, counts_after == counts + 1, counts2 == counts1), axis=(1, 2)),
     )
 
 
-def _corrects_bias(step: Callable, z: np.ndarray, counts: np.ndarray, running: np.ndarray) -> np.ndarray:
+def _corrects_bias(
+    march: Callable,
+    z: np.ndarray,
+    counts: np.ndarray,
+    running: np.ndarray,
+    trusted: np.ndarray,
+    clock: int | None,
+) -> np.ndarray:
     """Say for every lane whether the counts that run do nothing but correct averages for their start at zero.
 
     Under a constant gradient corrected averages are constant from the first step on, and so is the update; a schedule
-    changes it. Shape (n, 1, 1).
+    changes it. Corrections of optax's own state (`trusted`) need not be of that kind, but are over after some time.
+    Shape (n, 1, 1).
     """
-    strides, one = [], np.ones(z.shape[:2])
-    for now in range(5):
-        z = np.concatenate([np.zeros_like(z[..., :1]), z[..., 1:]], axis=-1)
-        z, *_ = step(z, np.where(running, counts + now, counts), one)
-        strides.append(z[:, 0, 0])
-    spread = np.ptp(strides, axis=0)
-    return (spread <= 1e-5 * np.abs(strides[0]))[:, None, None]
+    stops: list[int] = sorted({*_MARCH, *([] if clock is None else [clock + 1, clock + 2])})
+    strides, before = [], 0
+    for stop in stops:
+        num_steps = np.full(z.shape[:2], stop - before)
+        z, counts, stride = march(z, counts, running, num_steps)
+        strides.append(stride[:, 0])
+        before = stop
+    strides, late = np.array(strides), np.array(stops) > _SETTLED
+    size = np.abs(strides[-1])
+    constant = np.ptp(strides, axis=0) <= 1e-4 * size
+    settled = (np.ptp(strides[late], axis=0) <= 1e-3 * size) & (size > 0)
+    return (constant | (settled & trusted.all((1, 2))))[:, None, None]
 
 
 class Linear(NamedTuple):
@@ -325,6 +376,11 @@ def linearise(probe: Probe, name: str, step: int | None, points: list[dict[str, 
         probe.not_counting,
         "the state holds an integer that is neither a step count nor constant: a random or periodic update, which no"
         " single step represents; leave that part (noise, accumulation, alternation) out of the chain",
+    )
+    refuse(
+        probe.alternating,
+        "a periodic update, the same two steps later and another one step later, which no single step represents; leave"
+        " that part (alternation, masks by the step) out of the chain",
     )
     refuse(probe.rest[:, 0] != 0, "the update moves the parameter at zero gradient, expected it to rest")
     refuse(
@@ -381,9 +437,13 @@ def linearise(probe: Probe, name: str, step: int | None, points: list[dict[str, 
         "the step is scaled by the parameter, by the distance it has travelled or by the largest gradient seen, so"
         " there is no threshold of curvature alone",
     )
-    scheduled = ~same(_EARLY, 1.0) | ~np.isclose(*probe.stride.T, rtol=1e-6, atol=0.0)
+    scheduled = probe.moving | ~same(_EARLY, 1.0) | ~np.isclose(*probe.stride.T, rtol=1e-6, atol=0.0)
     if step is None:
-        refuse(scheduled, "the update follows a schedule; pass step=...")
+        refuse(
+            scheduled,
+            "the update follows a schedule; pass step=... (or it corrects averages in a way that is not recognised:"
+            " pass a late one, step=10**6)",
+        )
     unit = np.where(probe.preconditioner > 0, probe.preconditioner, 1.0)
     ratio = unit / unit[:, :1]
     unaffected = same(_SCALED, 1.0) & same(_UNEQUAL, 1.0)

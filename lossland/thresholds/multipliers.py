@@ -106,7 +106,7 @@ def stable_interval(
         modes = transition[row], gradient_response[row]
         upper[row], lower[row] = rational_interval(*modes)
         if np.isfinite(upper[row]):
-            w[row] = _outermost(*(part[None] for part in modes), upper[[row]])[0]
+            w[row] = _outermost(modes[0][None], modes[1][None], upper[[row]])[0]
     return upper, lower, w
 
 
