@@ -1,0 +1,300 @@
+"""Forecasts against modes stepped by the law, against Adam itself, and blind to the future; scores against counts."""
+
+import functools
+
+import numpy as np
+import optax
+import pytest
+import xarray as xr
+
+import lossland as ll
+from lossland.optimizers import Optimizer
+from lossland.problems.synthetic import quadratic
+from lossland.stability.forecast import VARIABLES
+from lossland.stability.intervals import binomial_interval
+from lossland.stability.spikes import spikes
+from tests.cases import network_problem
+
+B1, B2, RATE = 0.9, 0.999, 1e-2
+CRITICAL = 2 * (1 + B1) / (1 - B1)
+SLOPE = 0.7e-3
+"""Of ln ratio: the second moment's 0.5e-3 and some sharpening."""
+CROSSING = 150.3
+REST = 1e-3
+"""Loss outside the mode."""
+
+
+def made(num_steps=260, slope=SLOPE, amplitude=1e-3, every=1, noise=0.0, seeds=1, draw=0):
+    """Runs by the law: ln ratio rises through 0 at `CROSSING`; the mode, held up to there, is stepped on by J.
+
+    amplitude: of the mode's gradient before the crossing, over that at which the mode holds as much as the rest.
+    """
+    steps = np.arange(num_steps + 1)
+    random = np.random.default_rng(draw)
+    ratio = np.exp(slope * (steps - CROSSING) + noise * random.normal(size=(seeds, num_steps + 1)))
+    sharpness = CRITICAL / RATE * ratio
+    gradient, moment = np.zeros(ratio.shape), np.zeros(ratio.shape)
+    level = np.sqrt(2 * sharpness[:, 0] * REST)
+    for step in steps:
+        # The root at the threshold is -1.
+        gradient[:, step] = level * amplitude * (-1) ** step
+        moment[:, step] = -(1 - B1) / (1 + B1) * gradient[:, step]
+        if step > CROSSING:
+            g, m = gradient[:, step - 1], moment[:, step - 1]
+            moment[:, step] = B1 * m + (1 - B1) * g
+            gradient[:, step] = g - CRITICAL * ratio[:, step - 1] * moment[:, step]
+    energy = gradient**2 / (2 * sharpness)
+    records = {
+        "loss": REST + energy,
+        "preconditioned_sharpness": sharpness,
+        "preconditioned_sharpness_residual": 1e-6 * sharpness,
+        "mode_energy": energy,
+        "mode_gradient": gradient,
+        "mode_update": -RATE * (B1 * moment + (1 - B1) * gradient),
+    }
+    whole = xr.Dataset(
+        {name: (("seed", "step"), values) for name, values in records.items()},
+        {"seed": np.arange(seeds), "step": steps},
+    )
+    return whole.assign(threshold=CRITICAL / RATE).isel(step=slice(None, None, every))
+
+
+def shown(runs):
+    """Step at which the mode first holds as much as the rest."""
+    return float(runs["step"][int((runs["mode_energy"].isel(seed=0) >= REST).argmax())])
+
+
+class TestForecast:
+    @pytest.mark.parametrize("every", [1, 2, 5])
+    @pytest.mark.parametrize("amplitude", [1e-1, 1e-3])
+    def test_crossing_and_spike_of_a_mode_that_follows_the_law(self, every, amplitude):
+        spike = shown(made(amplitude=amplitude))
+        runs = made(amplitude=amplitude, every=every)
+        before = ll.forecast(runs, at=[60, 100, 140], b1=B1, b2=B2)
+        np.testing.assert_allclose(before["crossing_step"], CROSSING, atol=0.01)
+        # From the threshold on kappa is taken to rise from the very crossing: a step or two.
+        np.testing.assert_allclose(before["spike_step"], spike, atol=2.5)
+        after = ll.forecast(runs, at=[155, 160, 170], b1=B1, b2=B2)
+        np.testing.assert_allclose(after["crossing_step"], CROSSING, atol=0.01)
+        np.testing.assert_allclose(after["spike_step"], spike, atol=1)
+        np.testing.assert_allclose(after["rate"], SLOPE, rtol=1e-6)
+        for part in (before, after):
+            assert (part["spike_low"] <= part["spike_step"]).all()
+            assert (part["spike_step"] <= part["spike_high"]).all()
+
+    def test_the_alarm_stands_from_the_horizon_to_the_spike_and_not_once_it_shows(self):
+        runs = made()
+        found = ll.forecast(runs, at=runs["step"].values[:-1], b1=B1, b2=B2, horizon=25).isel(seed=0)
+        on = found["at"].values[found["alarm"].values]
+        seen = float(found["at"][int(found["spiking"].argmax())])
+        spike = shown(runs)
+        assert abs(seen - spike) <= 1
+        np.testing.assert_array_equal(on, np.arange(on[0], seen))
+        assert abs(on[0] - (spike - 25)) <= 2.5
+        np.testing.assert_array_equal(found["spike_step"].sel(at=slice(seen, None)), seen)
+
+    def test_nothing_after_the_step_asked_for_is_read_bit_for_bit(self):
+        runs = made(noise=2e-3, seeds=3, every=2)
+        for at in (4, 100, 141, 170, 200):
+            whole = ll.forecast(runs, at=at, b1=B1, b2=B2)
+            cut = ll.forecast(runs.sel(step=slice(None, at)), b1=B1, b2=B2)
+            later = runs["step"] > at
+            other = runs.assign({name: runs[name].where(~later, 7.0) for name in runs if "step" in runs[name].dims})
+            blind = ll.forecast(other, at=at, b1=B1, b2=B2)
+            for name in VARIABLES:
+                assert whole[name].values.tobytes() == cut[name].values.tobytes() == blind[name].values.tobytes(), name
+            assert float(whole["at"]) == 2 * (at // 2)
+        many = ll.forecast(runs, at=[100, 170], b1=B1, b2=B2)
+        one = ll.forecast(runs, at=170, b1=B1, b2=B2)
+        for name in VARIABLES:
+            np.testing.assert_allclose(many[name].isel(at=1).values.astype(float), one[name].values.astype(float))
+
+    def test_a_state_rises_as_a_free_second_moment_does(self):
+        state = made().isel(seed=0).sel(step=50)
+        found = ll.forecast(state, b1=B1, b2=B2)
+        ratio = float(state["preconditioned_sharpness"] * RATE / CRITICAL)
+        assert found["crossing_step"].dims == ()
+        np.testing.assert_allclose(found["crossing_step"], 50 + np.log(ratio) * 2 / np.log(B2), rtol=1e-12)
+        assert float(found["crossing_low"]) < float(found["crossing_step"])
+        assert float(found["crossing_high"]) == np.inf  # the slope of one record may be none
+
+    def test_a_falling_ratio_crosses_never_and_a_record_that_is_not_finite_forecasts_nothing(self):
+        falls = ll.forecast(made(slope=-2e-3, num_steps=400), b1=B1, b2=B2)
+        assert np.isinf(falls["crossing_step"]).all()
+        assert np.isinf(falls["spike_step"]).all()
+        assert not falls["alarm"].any()
+        broken = made(num_steps=100)
+        broken["preconditioned_sharpness"][:, -1] = np.nan
+        lost = ll.forecast(broken, b1=B1, b2=B2)
+        assert np.isnan(lost["crossing_step"]).all()
+        assert np.isnan(lost["spike_step"]).all()
+        assert not lost["alarm"].any()
+
+    def test_intervals_hold_the_crossing_as_often_as_they_say_under_independent_noise(self):
+        runs = made(num_steps=100, noise=1.5e-3, seeds=400)
+        found = ll.forecast(runs, b1=B1, b2=B2, coverage=0.8)
+        inside = (found["crossing_low"] <= CROSSING) & (CROSSING <= found["crossing_high"])
+        low, high = binomial_interval(int(inside.sum()), 400)
+        # Slope and scatter are taken to either side together, so that the interval errs on the wide side.
+        assert 0.8 <= high
+        assert low <= 0.97
+        narrow = ll.forecast(runs, b1=B1, b2=B2, coverage=0.3)
+        assert float(((narrow["crossing_low"] <= CROSSING) & (CROSSING <= narrow["crossing_high"])).mean()) < 0.7
+
+    def test_hyperparameters_come_from_the_axes_of_the_runs(self):
+        one = made()
+        runs = xr.concat([one.assign_coords(b2=0.999), one.assign_coords(b2=0.99)], "b2", data_vars="all")
+        found = ll.forecast(runs.transpose("b2", "seed", "step"), at=[0, 100], b1=B1)
+        assert found["rate"].dims == ("b2", "seed", "at")
+        np.testing.assert_allclose(found["rate"].isel(at=0, seed=0), -np.log([0.999, 0.99]) / 2)
+
+    def test_bad_input_is_refused_with_the_fix(self):
+        runs = made()
+        for message, changed, arguments in (
+            ("record of the loss; add the probe 'loss'", runs.drop_vars("loss"), {}),
+            (r"record of mode_energy; .*'preconditioned_mode'", runs.drop_vars("mode_energy"), {}),
+            ("b1: expected an axis .* pass b1=", runs, {"b1": None}),
+            ("b2: expected an axis .* pass b2=", runs, {"b2": None}),
+            ("b2: expected 0 < b2 <= 1, got 2", runs, {"b2": 2.0}),
+            ("at: expected a step.* first record 10, got 3", runs.sel(step=slice(10, None)), {"at": 3}),
+            ("horizon: expected a positive", runs, {"horizon": 0}),
+            ("window: expected a positive", runs, {"window": -1}),
+            ("coverage: expected a probability", runs, {"coverage": 1.0}),
+            ("visible: expected a factor above 1", runs, {"visible": 1.0}),
+        ):
+            with pytest.raises(ValueError, match=message):
+                ll.forecast(changed, **{"b1": B1, "b2": B2} | arguments)
+
+    def test_adam_crosses_when_it_was_forecast_to(self, x64):
+        """A quadratic in one dimension: from 200 steps before, once the mode is quiet."""
+        sweep = ll.Sweep({"b2": [0.99, 0.995]}, 1, 3400, 2, dtype="float64")
+        adam = Optimizer(optax.adam, learning_rate=RATE, b1=B1)
+        runs = ll.run(quadratic([20.0]), adam, sweep, ["loss", "preconditioned_mode"], progress=False)
+        ratio = runs["preconditioned_sharpness"] / runs["threshold"]
+        for place in range(2):
+            one, own = runs.isel(b2=[place]), ratio.isel(b2=place, seed=0)
+            late = np.flatnonzero((own.values >= 1) & (own["step"].values > 500))[0]
+            crossing = float(own["step"][late])
+            found = ll.forecast(one, at=crossing - 200, b1=B1)
+            assert abs(float(found["crossing_step"]) - crossing) <= 2.5
+
+
+GRID = {"seed": np.arange(8), "step": np.arange(0, 2001, 5)}
+
+
+def events(steps=(400.0, 1000.0, 1030.0, 1500.0)):
+    """The same spikes in every seed, each over 20 steps later; the third comes too soon after the second to be told."""
+    seeds = np.repeat(GRID["seed"], len(steps))
+    shows = np.tile(steps, 8)
+    return xr.Dataset(
+        {"spike_step": ("spike", shows), "recovery_step": ("spike", shows + 25)}, {"seed": ("spike", seeds)}
+    )
+
+
+def signal(values):
+    whole = np.broadcast_to(values, (8, len(GRID["step"])))
+    return xr.DataArray(whole, GRID, ("seed", "step"))
+
+
+class TestScores:
+    def test_a_warning_that_knows_catches_all_and_its_lead_is_that_built_in(self):
+        steps = GRID["step"]
+        knows = np.any([(steps >= spike - 60) & (steps < spike) for spike in (400, 1000, 1500)], 0).astype(float)
+        found = ll.forecast_scores({"knows": signal(knows), "never": signal(0.0 * steps)}, events(), range(4))
+        assert int(found["num_spikes"]) == 12  # four seeds, the third spike left out
+        best, never = found.sel(alarm="knows"), found.sel(alarm="never")
+        assert float(best["hit_rate"]) == 1
+        assert float(best["false_alarm_rate"]) == 0
+        assert float(best["lead_time"]) == 60
+        np.testing.assert_allclose([best["hit_rate_low"], best["hit_rate_high"]], binomial_interval(12, 12))
+        assert float(never["hit_rate"]) == 0
+        assert float(never["advantage"]) == 1
+        # 401 records a seed, less those after 1900, within 100 before a spike, and until it is over.
+        quiet = sum(
+            step <= 1900 and not any(s - 100 <= step <= s + 25 for s in (400, 1000, 1030, 1500)) for step in steps
+        )
+        assert int(found["num_quiet"]) == 4 * quiet
+
+    def test_noise_catches_as_many_as_it_alarms_in_vain(self):
+        random = np.random.default_rng(1)
+        noise = xr.DataArray(random.normal(size=(8, len(GRID["step"]))), GRID, ("seed", "step"))
+        many = events(tuple(np.arange(150.0, 1900.0, 130.0)))
+        found = ll.forecast_scores({"noise": noise}, many, range(4), false_alarms=0.3).sel(alarm="noise")
+        assert float(found["hit_rate_low"]) < 0.3 < float(found["hit_rate_high"])
+        assert float(found["false_alarm_rate"]) == pytest.approx(0.3, abs=0.08)
+        assert np.all(np.diff(found["curve"]) >= 0)
+        assert float(found["curve"][-1]) == 1
+
+    def test_levels_are_of_the_tuning_seeds_and_scores_of_the_others(self):
+        random = np.random.default_rng(2)
+        base = xr.DataArray(random.normal(size=(8, len(GRID["step"]))), GRID, ("seed", "step"))
+        first = ll.forecast_scores({"a": base}, events(), range(4))
+        scored = ll.forecast_scores({"a": base.where(base["seed"] < 4, base + 9)}, events(), range(4))
+        tuned = ll.forecast_scores({"a": base.where(base["seed"] >= 4, base - 9)}, events(), range(4))
+        assert float(scored["level"][0]) == float(first["level"][0])
+        assert float(scored["hit_rate"][0]) == 1
+        np.testing.assert_array_equal(tuned["curve"], first["curve"])
+        assert float(tuned["level"][0]) == pytest.approx(float(first["level"][0]) - 9)
+
+    def test_bad_input_is_refused(self):
+        flat = signal(0.0 * GRID["step"])
+        for message, values, found, seeds, others in (
+            ("signals: expected the axes seed and step", flat.isel(seed=0), events(), [0], {}),
+            ("tuning_seeds: expected some of the seeds", flat, events(), range(8), {}),
+            ("tuning_seeds: expected some of the seeds", flat, events(), [99], {}),
+            ("found: expected the coordinates", flat, events().drop_vars("seed"), [0], {}),
+            ("lead: expected 0 <= lead < within", flat, events(), [0], {"lead": 200}),
+            ("false_alarms: expected a rate", flat, events(), [0], {"false_alarms": 1.0}),
+            ("scored seeds hold no spike", flat, events().isel(spike=slice(0, 2)), [0], {}),
+        ):
+            with pytest.raises(ValueError, match=message):
+                ll.forecast_scores({"flat": values}, found, seeds, **others)
+
+
+@functools.cache
+def trained():
+    sweep = ll.Sweep({"learning_rate": [1e-2, 3e-2]}, 2, 240, 4)
+    probes = ["loss", "preconditioned_mode", "preconditioned_gradient_curvature", "update_statistics"]
+    adam = Optimizer(optax.adam, b1=0.9, b2=0.98)
+    return ll.run(network_problem(width=4, num_examples=9), adam, sweep, probes, progress=False)
+
+
+class TestRuns:
+    def test_signals_are_what_they_say_and_a_run_cut_short_has_the_same(self):
+        runs = trained()
+        predicted = ll.forecast(runs, at=runs["step"], b1=0.9, b2=0.98)
+        signals = ll.alarm_signals(runs, predicted)
+        assert signals["forecast"].dims == runs["loss"].dims
+        expected = runs["update_rms"] / runs["learning_rate"]
+        np.testing.assert_allclose(signals["update_norm"], expected.transpose(*runs["loss"].dims))
+        ahead = predicted["at"] - predicted["spike_step"]
+        known = np.isfinite(signals["forecast"].values)
+        assert known.any()
+        np.testing.assert_array_equal(signals["forecast"].values[known], ahead.values[known])
+        short = runs.isel(step=slice(0, 30))
+        own = ll.alarm_signals(short, ll.forecast(short, at=short["step"], b1=0.9, b2=0.98))
+        for name in own:
+            np.testing.assert_allclose(own[name], signals[name].isel(step=slice(0, 30)), rtol=1e-9)
+        for message, arguments in (
+            ("add the probe 'update_statistics'", (runs.drop_vars("update_rms"), predicted)),
+            ("learning_rate: expected an axis", (runs.isel(learning_rate=0, drop=True), predicted)),
+            ("predicted: expected a forecast at every record", (runs, predicted.isel(at=[0, 1]))),
+        ):
+            with pytest.raises(ValueError, match=message):
+                ll.alarm_signals(*arguments)
+
+    def test_errors_are_those_of_the_forecast_so_many_steps_before(self):
+        runs = made(every=2)
+        predicted = ll.forecast(runs, at=runs["step"], b1=B1, b2=B2)
+        found = spikes(runs)
+        assert found.sizes["spike"] == 1
+        errors = ll.forecast_errors(predicted, found, [10, 30, 500])
+        spike = float(found["spike_step"][0])
+        for ahead in (10, 30):
+            one, now = errors.sel(ahead=ahead).isel(spike=0), 2 * np.floor((spike - ahead) / 2)
+            assert float(one["remaining"]) == pytest.approx(spike - now)
+            alone = ll.forecast(runs, at=now, b1=B1, b2=B2).isel(seed=0)
+            assert float(one["error"]) == pytest.approx(float(alone["spike_step"]) - spike)
+            assert float(one["expected"]) == pytest.approx(float(alone["spike_step"]) - now)
+            assert bool(one["inside"]) == bool(alone["spike_low"] <= spike <= alone["spike_high"])
+        assert np.isnan(errors["error"].sel(ahead=500)).all()
