@@ -36,8 +36,8 @@ def forecast_figure(scores: xr.Dataset, errors: xr.Dataset) -> Figure:
             f"{counted(float(scores['num_spikes']), 'spike')} of Adam on {counted(float(scores['num_seeds']), 'seed')} "
             f"that no level was tuned on. Left: alarm {scores.attrs['lead']:g} steps before the spike, against "
             f"alarms where no spike follows within {scores.attrs['within']:g} steps; markers: levels tuned to "
-            f"{scores.attrs['false_alarms']:.0%} false alarms on other seeds, with 95 % intervals; dotted: chance. Right: "
-            "each spike once, forecast from a moment 10 to 150 steps before; bars: the forecast's interval."
+            f"{scores.attrs['false_alarms']:.0%} false alarms on other seeds, with 95 % intervals; dotted: chance. "
+            "Right: each spike once, forecast from a moment 10 to 150 steps before; bars: the forecast's interval."
         )
         head(figure, "The forecast sees the spike coming while the loss still falls", note)
         left, right = figure.subplots(1, 2, width_ratios=(1.15, 1))

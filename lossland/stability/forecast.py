@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import xarray as xr
 
+from lossland.stability.arguments import decay, momentum
 from lossland.stability.mode_growth import critical_ratio, ratio_rate
 from lossland.stability.spike_lag import lag_from_state
 from lossland.stability.spikes import VISIBLE, relative_preconditioned_sharpness
@@ -98,7 +99,7 @@ def forecast(
         runs: what `ll.run` returned, one run or many, with the probes "loss" and "preconditioned_mode"; or a state, one
             record of it (`runs.sel(step=...)`), whose slope is then that of a free second moment.
         at: step up to which records are read, or a list of steps; the last record if not given.
-        b1, b2: Adam's, where they are no axis of the runs: numbers, or arrays over axes of them.
+        b1, b2: Adam's, where they are no axis of the runs: numbers, or DataArrays over axes of them.
         horizon: steps ahead within which an expected spike raises the alarm.
         window: steps back from which slope and energy are taken.
         coverage: nominal coverage of the intervals.
@@ -172,7 +173,8 @@ def _records(runs: xr.Dataset, at: Any, b1: Any, b2: Any) -> tuple[_Records, np.
     def of_records(values: xr.DataArray) -> np.ndarray:
         return values.transpose(*like.dims, "step").values.astype(float).reshape(like.size, -1)
 
-    first, second = of_runs(_argument(runs, "b1", b1)), of_runs(_argument(runs, "b2", b2))
+    first = momentum("forecast", of_runs(_argument(runs, "b1", b1)))
+    second = decay("forecast", of_runs(_argument(runs, "b2", b2)))
     ratio = of_records(relative_preconditioned_sharpness(known)["ratio"])
     with np.errstate(invalid="ignore", divide="ignore"):
         log_ratio = np.log(np.where(ratio > 0, ratio, np.nan))
@@ -248,7 +250,7 @@ def _history(records: _Records, visible: float) -> tuple[np.ndarray, np.ndarray]
         now = log_ratio[:, index]
         crosses = (now >= 0) & (before < 0)
         back = step - steps[index - 1] if index else 0.0
-        with np.errstate(invalid="ignore"):
+        with np.errstate(invalid="ignore", divide="ignore"):
             # From minus infinity, before the first record, the crossing counts as now.
             place = step - np.where(np.isfinite(before), now / (now - before), 0.0) * back
         last = np.where(crosses, place, last)
@@ -271,7 +273,9 @@ def _trend(records: _Records, chosen: np.ndarray, window: float) -> _Trend:
     log_ratio = records.log_ratio[:, index]
     used = recent & np.isfinite(log_ratio)
     trough = np.argmin(np.where(used, log_ratio, np.inf), -1)
-    used = used & (np.arange(index.shape[1]) >= trough[..., None])
+    since = used & (np.arange(index.shape[1]) >= trough[..., None])
+    # A ratio that still falls has no trough yet: then the whole window says so.
+    used = np.where(since.sum(-1, keepdims=True) >= 3, since, used)
     slope, error, scatter = _line(clock, log_ratio, used)
     expected = ratio_rate(records.b2)
     spread = RATE_SPREAD * expected

@@ -133,13 +133,13 @@ class TestForecast:
     def test_intervals_hold_the_crossing_as_often_as_they_say_under_independent_noise(self):
         runs = made(num_steps=100, noise=1.5e-3, seeds=400)
         found = ll.forecast(runs, b1=B1, b2=B2, coverage=0.8)
-        inside = (found["crossing_low"] <= CROSSING) & (CROSSING <= found["crossing_high"])
+        inside = (found["crossing_low"] <= CROSSING) & (found["crossing_high"] >= CROSSING)
         low, high = binomial_interval(int(inside.sum()), 400)
         # Slope and scatter are taken to either side together, so that the interval errs on the wide side.
-        assert 0.8 <= high
+        assert high >= 0.8
         assert low <= 0.97
         narrow = ll.forecast(runs, b1=B1, b2=B2, coverage=0.3)
-        assert float(((narrow["crossing_low"] <= CROSSING) & (CROSSING <= narrow["crossing_high"])).mean()) < 0.7
+        assert float(((narrow["crossing_low"] <= CROSSING) & (narrow["crossing_high"] >= CROSSING)).mean()) < 0.7
 
     def test_hyperparameters_come_from_the_axes_of_the_runs(self):
         one = made()
@@ -155,7 +155,7 @@ class TestForecast:
             (r"record of mode_energy; .*'preconditioned_mode'", runs.drop_vars("mode_energy"), {}),
             ("b1: expected an axis .* pass b1=", runs, {"b1": None}),
             ("b2: expected an axis .* pass b2=", runs, {"b2": None}),
-            ("b2: expected 0 < b2 <= 1, got 2", runs, {"b2": 2.0}),
+            ("b2: expected 0 < b2 < 1, got 2", runs, {"b2": 2.0}),
             ("at: expected a step.* first record 10, got 3", runs.sel(step=slice(10, None)), {"at": 3}),
             ("horizon: expected a positive", runs, {"horizon": 0}),
             ("window: expected a positive", runs, {"window": -1}),
@@ -167,7 +167,7 @@ class TestForecast:
 
     def test_adam_crosses_when_it_was_forecast_to(self, x64):
         """A quadratic in one dimension: from 200 steps before, once the mode is quiet."""
-        sweep = ll.Sweep({"b2": [0.99, 0.995]}, 1, 3400, 2, dtype="float64")
+        sweep = ll.Sweep({"b2": [0.99, 0.995]}, 1, 4000, 2, dtype="float64")
         adam = Optimizer(optax.adam, learning_rate=RATE, b1=B1)
         runs = ll.run(quadratic([20.0]), adam, sweep, ["loss", "preconditioned_mode"], progress=False)
         ratio = runs["preconditioned_sharpness"] / runs["threshold"]
