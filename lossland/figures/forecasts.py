@@ -40,10 +40,11 @@ def forecast_figure(scores: xr.Dataset, errors: xr.Dataset) -> Figure:
             "Right: each spike once, forecast from a moment 10 to 150 steps before; bars: the forecast's interval."
         )
         head(figure, "The forecast sees the spike coming while the loss still falls", note)
-        left, right = figure.subplots(1, 2, width_ratios=(1.15, 1))
+        left, middle, right = figure.subplots(1, 3, width_ratios=(1.2, 1, 1.1))
         _curves(left, scores)
+        _leads(middle, scores)
         _errors(right, errors)
-        for ax in (left, right):
+        for ax in (left, middle, right):
             style.dress(ax)
         settle(figure)
     return figure
@@ -71,6 +72,16 @@ def _curves(ax: Axes, scores: xr.Dataset) -> None:
     )  # fmt: skip
     ax.set_xticks([1e-3, 1e-2, 1e-1, 1], ["≤ 0.001", "0.01", "0.1", "1"])
     ax.legend(frameon=False, fontsize=style.SMALL, loc="best", handlelength=2.6)
+
+
+def _leads(ax: Axes, scores: xr.Dataset) -> None:
+    leads = scores["steps_before"].values
+    for name in scores["alarm"].values.tolist():
+        color, dashes, _ = LOOKS[name]
+        rates = scores["hit_rate_by_lead"].sel(alarm=name).values
+        ax.plot(leads, rates, color=color, linestyle=dashes, linewidth=1.2)
+    ax.axvline(scores.attrs["lead"], color=style.RULE, linewidth=0.7, zorder=0)
+    ax.set(xlim=(0, leads[-1]), ylim=(0, 1.02), xlabel="steps before the spike", ylabel="hit rate at the tuned level")
 
 
 def _errors(ax: Axes, errors: xr.Dataset) -> None:

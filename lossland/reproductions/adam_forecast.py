@@ -47,8 +47,9 @@ def measure(folder: Path, fast: bool, table: dict[str, Any]) -> tuple[dict[str, 
     numbers = _score_numbers(scores) | _error_numbers(errors) | {"runs": float(sweep.num_runs)}
     if not fast:
         numbers |= _by_setting(signals, found, tuning)
-    figures.save_numbers(scores.drop_vars(["curve", "rate"]), folder / "scores")
-    figures.save_numbers(scores["curve"].to_dataset(), folder / "curves")
+    figures.save_numbers(scores.drop_dims(["rate", "steps_before"]), folder / "scores")
+    for name in ("curve", "hit_rate_by_lead"):
+        figures.save_numbers(scores[[name]], folder / name)
     figures.save_numbers(errors, folder / "errors")
     paths = figures.save(forecast_figure(scores, errors), folder / "adam_forecast")
     return {name: numbers[name] for name in table}, paths
@@ -62,6 +63,10 @@ def _score_numbers(scores: xr.Dataset) -> dict[str, Any]:
         numbers[f"{name}_hit_rate"] = best if name == "forecast" else (float(one["hit_rate"]), best)
         numbers[f"{name}_false_alarm_rate"] = float(one["false_alarm_rate"])
         numbers[f"advantage_over_{name}"] = float(one["advantage_low"])
+    for name in scores["alarm"].values.tolist():
+        at_30 = float(scores["hit_rate_by_lead"].sel(alarm=name, steps_before=30))
+        best_at_30 = float(scores["hit_rate_by_lead"].sel(alarm="forecast", steps_before=30))
+        numbers[f"{name}_hit_rate_30_before"] = at_30 if name == "forecast" else (at_30, best_at_30)
     numbers["forecast_lead_time_median"] = float(scores["lead_time"].sel(alarm="forecast"))
     return numbers
 

@@ -16,7 +16,8 @@ WITHIN = 100
 """A step is quiet if no spike shows within so many steps after it."""
 FALSE_ALARMS = 0.05
 """Share of quiet records with an alarm that the level of an alarm is tuned to."""
-NUM_LEVELS = 101
+NUM_LEVELS, LEAD_STRIDE = 101, 5
+AXES = {"curve": ("alarm", "rate"), "hit_rate_by_lead": ("alarm", "steps_before")}
 
 RIVALS = {
     "gradient_curvature": ("preconditioned_gradient_curvature", "curvature along the gradient over the threshold"),
@@ -124,8 +125,8 @@ def forecast_scores(
         Dataset over "alarm": `level`; `hit_rate` with Wilson's interval over spikes (`_low`, `_high`);
         `false_alarm_rate` with the interval of its mean over seeds; `lead_time` and quartiles, over hits; `advantage`,
         hit rate of the first alarm less that of this one, mean over seeds, with its interval, a seed counting as one
-        draw. `curve` over ("alarm", "rate"): hit rate against false-alarm rate on the scored seeds. `num_spikes`,
-        `num_quiet` are what is scored.
+        draw. `curve` over ("alarm", "rate"): hit rate against false-alarm rate on the scored seeds; `hit_rate_by_lead`
+        over ("alarm", "steps_before"): hit rate at other leads, same level. `num_spikes`, `num_quiet`: what is scored.
 
     Raises:
         ValueError: where seeds or axes do not fit, or there is nothing to tune on or to score.
@@ -151,6 +152,8 @@ def forecast_scores(
     held = ~tunes[judged.runs]
     held_seeds = np.unique(seed_of_run[~tunes])
     rates = np.linspace(0, 1, NUM_LEVELS) ** 2
+    leads_shown = np.arange(0, within + 1, LEAD_STRIDE)
+    earlier = [_judge(first, found, grid, shape, steps, one, within, after)[0] for one in leads_shown]
     rows: dict[str, list[Any]] = {}
     hits_by_name: dict[str, np.ndarray] = {}
     for name in names:
@@ -167,21 +170,23 @@ def forecast_scores(
         gain = mean_interval(better)
         still = signal[quiet & ~tunes[:, None]]
         curve = [np.mean(at_lead[held] >= _level(still, rate)) for rate in rates]
+        by_lead = [_share(signal[one.runs, one.decisions][~tunes[one.runs]] >= level) for one in earlier]
         row = {
             "level": level, "hit_rate": np.mean(hits[held]), "hit_rate_low": low, "hit_rate_high": high,
             "false_alarm_rate": np.mean(still >= level), "false_alarm_rate_low": alarms[1],
             "false_alarm_rate_high": alarms[2], "lead_time": quartiles[1], "lead_time_lower_quartile": quartiles[0],
             "lead_time_upper_quartile": quartiles[2], "advantage": gain[0], "advantage_low": gain[1],
-            "advantage_high": gain[2], "curve": curve,
+            "advantage_high": gain[2], "curve": curve, "hit_rate_by_lead": by_lead,
         }  # fmt: skip
         for key, value in row.items():
             rows.setdefault(key, []).append(value)
     scores = xr.Dataset(
+        {key: (AXES.get(key, "alarm"), np.array(column, float)) for key, column in rows.items()},
         {
-            key: (("alarm", "rate") if key == "curve" else "alarm", np.array(column, float))
-            for key, column in rows.items()
+            "alarm": names,
+            "rate": ("rate", rates, {"units": "1", "description": "false-alarm rate"}),
+            "steps_before": leads_shown,
         },
-        {"alarm": names, "rate": ("rate", rates, {"units": "1", "description": "false-alarm rate"})},
         {"lead": lead, "within": within, "false_alarms": false_alarms, "after": after},
     )
     scores["num_spikes"] = int(np.count_nonzero(held))
@@ -238,6 +243,10 @@ def _level(calm: np.ndarray, rate: float) -> float:
     ordered = np.sort(calm)[::-1]
     allowed = int(np.floor(rate * len(ordered) + 1e-9))
     return -np.inf if allowed >= len(ordered) else float(np.nextafter(ordered[allowed], np.inf))
+
+
+def _share(flags: np.ndarray) -> float:
+    return float(np.mean(flags)) if flags.size else np.nan
 
 
 def _by_seed(values: np.ndarray, seeds: np.ndarray, chosen: np.ndarray) -> list[float]:

@@ -209,6 +209,8 @@ class TestScores:
         np.testing.assert_allclose([best["hit_rate_low"], best["hit_rate_high"]], binomial_interval(12, 12))
         assert float(never["hit_rate"]) == 0
         assert float(never["advantage"]) == 1
+        # 60 steps before it still stands, from 65 on not.
+        np.testing.assert_array_equal(best["hit_rate_by_lead"], best["steps_before"] <= 60)
         # 401 records a seed, less those after 1900, within 100 before a spike, and until it is over.
         quiet = sum(
             step <= 1900 and not any(s - 100 <= step <= s + 25 for s in (400, 1000, 1030, 1500)) for step in steps
