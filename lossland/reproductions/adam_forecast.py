@@ -13,17 +13,18 @@ from lossland import figures
 from lossland.figures.forecasts import forecast_figure
 from lossland.optimizers import Optimizer
 from lossland.reproductions.adam_spikes import curve
-from lossland.stability.forecast import forecast
+from lossland.stability.forecast import LEAST_SHARE, forecast
 from lossland.stability.forecast_scores import alarm_signals, forecast_errors, forecast_scores
 from lossland.stability.intervals import mean_interval
-from lossland.stability.spikes import spikes
+from lossland.stability.spikes import VISIBLE, spikes
+from lossland.sweeps.adaptive_probes import preconditioned_mode
 from lossland.sweeps.execution import run
 from lossland.sweeps.sweep import Sweep
 
-PROBES = ["loss", "preconditioned_mode", "preconditioned_gradient_curvature", "update_statistics"]
+PROBES = ["loss", preconditioned_mode(tol=1e-3), "preconditioned_gradient_curvature", "update_statistics"]
 AXES = {"learning_rate": [3e-3, 1e-2], "b1": [0.8, 0.9], "b2": [0.99, 0.999]}
 FAST_AXES = {"learning_rate": [1e-2], "b1": [0.9], "b2": [0.999]}
-EVERY = 2
+EVERY = 4
 AFTER = 300
 """Records before this step are on the first descent."""
 AHEAD = np.arange(10, 151, 10)
@@ -44,7 +45,12 @@ def measure(folder: Path, fast: bool, table: dict[str, Any]) -> tuple[dict[str, 
     scores = forecast_scores(signals, found, tuning, after=AFTER)
     scored = found.isel(spike=np.flatnonzero(found["seed"].values >= seeds // 2))
     errors = forecast_errors(predicted, scored, AHEAD)
-    numbers = _score_numbers(scores) | _error_numbers(errors) | {"runs": float(sweep.num_runs)}
+    numbers = (
+        _score_numbers(scores)
+        | _where_visible(signals, predicted, found, tuning)
+        | _error_numbers(errors)
+        | {"runs": float(sweep.num_runs)}
+    )
     if not fast:
         numbers |= _by_setting(signals, found, tuning)
     figures.save_numbers(scores.drop_dims(["rate", "steps_before"]), folder / "scores")
@@ -69,6 +75,15 @@ def _score_numbers(scores: xr.Dataset) -> dict[str, Any]:
         numbers[f"{name}_hit_rate_30_before"] = at_30 if name == "forecast" else (at_30, best_at_30)
     numbers["forecast_lead_time_median"] = float(scores["lead_time"].sel(alarm="forecast"))
     return numbers
+
+
+def _where_visible(signals: xr.Dataset, predicted: xr.Dataset, found: xr.Dataset, tuning: range) -> dict[str, Any]:
+    """The rival told which bursts will be too small to see: what of the forecast's advantage is its knowing when."""
+    size = predicted["size"].rename(at="step").transpose(*signals["forecast"].dims)
+    told = signals["gradient_curvature"].where(~(size - 1 < LEAST_SHARE * (VISIBLE - 1)), -np.inf)
+    scores = forecast_scores({"forecast": signals["forecast"], "told": told}, found, tuning, after=AFTER)
+    best, other = (float(rate) for rate in scores["hit_rate"])
+    return {"gradient_curvature_hit_rate_told_the_size": (other, best)}
 
 
 def _error_numbers(errors: xr.Dataset) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import numpy as np
 import xarray as xr
 
 from lossland.stability.arguments import decay, momentum
-from lossland.stability.mode_growth import critical_ratio, ratio_rate
+from lossland.stability.mode_growth import critical_ratio, dominant_root, ratio_rate
 from lossland.stability.spike_lag import lag_from_state
 from lossland.stability.spikes import VISIBLE, relative_preconditioned_sharpness
 
@@ -24,12 +24,18 @@ COVERAGE = 0.8
 """Nominal coverage of the intervals."""
 RATE_SPREAD = 1.0
 """Standard deviation of the slope of ln ratio about that of a free second moment, in units of it, before any record."""
+LEAST_SHARE = 0.5
+"""A spike is expected if its predicted rise is at least so much of a visible one: the law for the rise is right within
+a factor of two."""
+RATE_DRIFT, AMPLITUDE_DRIFT = 0.5, 0.7
+"""Standard deviations of what happens to the slope (relative) and to the logarithm of the mode's amplitude between a
+forecast and the crossing. Chosen, as is `LEAST_SHARE`, on the seeds that `adam_forecast` tunes on."""
 MOST_STEPS = 1000
 """A mode that is not seen after so many steps from the threshold counts as never seen."""
 BLOCK = 20_000_000
 """Runs x steps asked for x records that are worked on at a time."""
 
-RECORDS = ("preconditioned_sharpness", "mode_energy", "mode_gradient", "mode_update")
+RECORDS = ("preconditioned_sharpness", "mode_energy", "mode_gradient", "mode_update", "mode_refill")
 VARIABLES = {
     "crossing_step": ("step", "where ln ratio reaches 0: predicted, or interpolated where it lies behind"),
     "crossing_low": ("step", "earliest crossing in the interval"),
@@ -38,6 +44,7 @@ VARIABLES = {
     "spike_low": ("step", "earliest spike in the interval"),
     "spike_high": ("step", "latest spike in the interval; inf where there may be none"),
     "rate": ("1 / step", "slope of ln ratio that the forecast goes by"),
+    "size": ("1", "largest loss of the spike over the loss before it; NaN where the ratio will not be above 1"),
     "ratio": ("1", "preconditioned sharpness over its threshold at the last record"),
     "spiking": ("1", "whether the spike of the last crossing shows already and the ratio is still above 1"),
     "alarm": ("1", "whether a spike is expected within the horizon"),
@@ -57,6 +64,7 @@ class _Records(NamedTuple):
     energy: np.ndarray
     gradient: np.ndarray
     update: np.ndarray
+    refill: np.ndarray
 
 
 class _Trend(NamedTuple):
@@ -89,8 +97,14 @@ def forecast(
     with its recent energy until it holds as much as the loss. Above it the crossing lies behind, and the mode is
     stepped on from its own gradient and first moment (`adaptive.lag_from_state`).
 
-    Intervals take the slope `z` standard errors, ln ratio and the logarithm of the mode's amplitude `z` standard
-    deviations of their recent scatter to either side, z the normal quantile of `coverage`.
+    The spike grows until it has refilled the second moment along the mode: with r the ratio at its peak, rho the growth
+    per step there and c = sum w^4 / P (`mode_refill`), (1 - b2) c a^2 / (1 - 1 / rho^2) = 2 ln r gives its largest
+    gradient a, and size = 1 + a^2 / (2 lambda loss), right within a factor of two. A spike that would raise the loss by
+    less than half of a visible rise is not expected: its step is inf.
+
+    Intervals take slope, ln ratio and the logarithm of the mode's amplitude z standard deviations to either side, z
+    the normal quantile of `coverage`: those of their recent scatter, and below the threshold those of what may happen
+    up to it (`RATE_DRIFT`, `AMPLITUDE_DRIFT`).
 
     In practice: ask a run that is still going well whether and when Adam will throw it out, while there is time to
     lower the learning rate, raise b1 or freeze the second moment.
@@ -222,21 +236,46 @@ def _predict(
     z = NormalDist().inv_cdf((1 + coverage) / 2)
     found: dict[str, np.ndarray] = {"rate": trend.rate, "ratio": np.exp(log_ratio), "spiking": spiking}
     for name, sign in (("step", 0.0), ("low", 1.0), ("high", -1.0)):
-        rate = trend.rate + sign * z * trend.error
+        rate = trend.rate + sign * z * np.hypot(trend.error, np.where(above, 0.0, RATE_DRIFT * np.abs(trend.rate)))
         distance = np.maximum(-log_ratio - sign * z * trend.scatter, 0.0)
         with np.errstate(divide="ignore", invalid="ignore"):
             wait = np.where(rate > 0, distance / rate, np.inf)
         crossing = np.where(above, crossed, now + wait)
-        log_amplitude = sign * z * trend.energy_scatter
+        log_amplitude = sign * z * np.hypot(trend.energy_scatter, np.where(above, 0.0, AMPLITUDE_DRIFT))
         lag = np.where(
             above,
             _lag_from_now(records, chosen, above & ~spiking, rate, log_amplitude),
             _lag_from_threshold(records, chosen, ~above & (rate > 0), rate, log_amplitude, trend.energy),
         )
         spike = np.where(above, now, crossing) + lag
+        if name == "step":
+            found["size"] = _size(records, chosen, np.maximum(log_ratio, 0.0) + rate * lag, rate)
+        least = LEAST_SHARE * (visible - 1) * (0.25 if name == "low" else 1.0)
+        spike = np.where(found["size"] - 1 < least, np.inf, spike)
         found[f"crossing_{name}"] = np.where(np.isnan(log_ratio), np.nan, crossing)
         found[f"spike_{name}"] = np.where(spiking, shown, np.where(np.isnan(log_ratio), np.nan, spike))
     return found
+
+
+def _size(records: _Records, chosen: np.ndarray, log_visible: np.ndarray, rate: np.ndarray) -> np.ndarray:
+    """Largest loss over the loss before, from the energy at which the mode has refilled its second moment.
+
+    `log_visible` is ln ratio when the spike shows, after which it goes on rising until that energy is reached.
+    """
+    log_visible = np.minimum(log_visible, 3.0)
+    loss, refill = records.loss[:, chosen], records.refill[:, chosen]
+    critical, log_ratio, rise = critical_ratio(records.b1), log_visible, np.full(loss.shape, np.nan)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        for _ in range(2):
+            known = np.isfinite(log_ratio) & (log_ratio > 0)
+            kappa = critical * np.exp(np.where(known, log_ratio, 0.0))
+            growth = np.abs(dominant_root(kappa, records.b1))
+            # Squared gradients of a mode that grows by rho per step add up to the last one over 1 - 1 / rho^2.
+            square = 2 * log_ratio * (1 - growth**-2) / ((1 - records.b2) * refill)
+            rise = np.where(known, square * records.learning_rate / (2 * kappa * loss), np.nan)
+            more = np.log(np.maximum(rise, 1.0)) / 2 / np.log(growth)
+            log_ratio = np.minimum(log_visible + rate * np.where(known, more, 0.0), 3.0)
+    return 1 + rise
 
 
 def _history(records: _Records, visible: float) -> tuple[np.ndarray, np.ndarray]:
