@@ -20,7 +20,7 @@ LOOKS = {
     "gradient_curvature": (style.CURVE_COLORS[1], (0, (5, 1.6)), "s"),
     "update_norm": (style.CURVE_COLORS[0], (0, (1, 1)), "^"),
 }
-LEAST_RATE = 1e-3
+LEAST_RATE, SHOWN = 1e-3, 200
 
 
 def forecast_figure(scores: xr.Dataset, errors: xr.Dataset) -> Figure:
@@ -37,7 +37,7 @@ def forecast_figure(scores: xr.Dataset, errors: xr.Dataset) -> Figure:
             f"that no level was tuned on. Left: alarm {scores.attrs['lead']:g} steps before the spike, against "
             f"alarms where no spike follows within {scores.attrs['within']:g} steps; markers: levels tuned to "
             f"{scores.attrs['false_alarms']:.0%} false alarms on other seeds, with 95 % intervals; dotted: chance. "
-            "Right: each spike once, forecast from a moment 10 to 150 steps before; bars: the forecast's interval."
+            "Right: forecasts made 10 to 150 steps before a spike; bars: intervals; dots at the top: later or none."
         )
         head(figure, "The forecast sees the spike coming while the loss still falls", note)
         left, middle, right = figure.subplots(1, 3, width_ratios=(1.2, 1, 1.1))
@@ -56,7 +56,7 @@ def _curves(ax: Axes, scores: xr.Dataset) -> None:
     for name in scores["alarm"].values.tolist():
         color, dashes, marker = LOOKS[name]
         one = scores.sel(alarm=name)
-        ax.plot(rates, one["curve"].values, color=color, linestyle=dashes, linewidth=1.2, label=LABELS[name])
+        ax.plot(rates, one["curve"].values, color=color, linestyle=dashes, linewidth=1.2)
         x, y = float(one["false_alarm_rate"]), float(one["hit_rate"])
         place = max(x, LEAST_RATE)
         ends = (float(one["hit_rate_low"]), float(one["hit_rate_high"]))
@@ -67,11 +67,10 @@ def _curves(ax: Axes, scores: xr.Dataset) -> None:
             [place], [y], marker, color=color, markeredgecolor=style.INK, markeredgewidth=0.7, markersize=4.5, zorder=4
         )
     ax.set(
-        xscale="log", xlim=(LEAST_RATE, 1), ylim=(0, 1.02), xlabel="false-alarm rate (share of quiet records)",
+        xscale="log", xlim=(LEAST_RATE, 1), ylim=(-0.03, 1.02), xlabel="false-alarm rate (share of quiet records)",
         ylabel="hit rate (share of spikes)",
     )  # fmt: skip
     ax.set_xticks([1e-3, 1e-2, 1e-1, 1], ["≤ 0.001", "0.01", "0.1", "1"])
-    ax.legend(frameon=False, fontsize=style.SMALL, loc="best", handlelength=2.6)
 
 
 def _leads(ax: Axes, scores: xr.Dataset) -> None:
@@ -79,9 +78,12 @@ def _leads(ax: Axes, scores: xr.Dataset) -> None:
     for name in scores["alarm"].values.tolist():
         color, dashes, _ = LOOKS[name]
         rates = scores["hit_rate_by_lead"].sel(alarm=name).values
-        ax.plot(leads, rates, color=color, linestyle=dashes, linewidth=1.2)
+        ax.plot(leads, rates, color=color, linestyle=dashes, linewidth=1.2, label=LABELS[name])
     ax.axvline(scores.attrs["lead"], color=style.RULE, linewidth=0.7, zorder=0)
-    ax.set(xlim=(0, leads[-1]), ylim=(0, 1.02), xlabel="steps before the spike", ylabel="hit rate at the tuned level")
+    ax.legend(frameon=False, fontsize=style.SMALL, loc="upper right", handlelength=2.2, borderaxespad=0)
+    ax.set(
+        xlim=(0, leads[-1]), ylim=(-0.03, 1.02), xlabel="steps before the spike", ylabel="hit rate at the tuned level"
+    )
 
 
 def _errors(ax: Axes, errors: xr.Dataset) -> None:
@@ -91,19 +93,17 @@ def _errors(ax: Axes, errors: xr.Dataset) -> None:
     order = (np.arange(aheads) - np.arange(errors.sizes["spike"])[:, None]) % aheads
     column = np.argmin(np.where(known, order, aheads), axis=1)
     row = np.flatnonzero(known.any(1))
+    row = row[:: max(1, len(row) // SHOWN)]
     measured, expected, low, high = (
         errors[name].values[row, column[row]] for name in ("remaining", "expected", "low", "high")
     )
     most = 1.07 * float(errors["ahead"].max())
-    top = 2 * most
+    top = 1.3 * most
     ax.plot([0, top], [0, top], color=style.INK, linewidth=0.7)
     ax.vlines(
         measured, np.maximum(low, 0), np.minimum(high, top), color=style.CURVE_COLORS[0], linewidth=0.5, alpha=0.6
     )
     ax.plot(measured, np.minimum(expected, top), "o", color=style.CURVE_COLORS[2], markersize=2.2, markeredgewidth=0)
     inside = float(np.mean((low <= measured) & (measured <= high)))
-    ax.annotate(
-        f"{inside:.0%} inside their interval", (0.03, 0.97), xycoords="axes fraction", va="top", fontsize=style.SMALL,
-        color=style.INK,
-    )  # fmt: skip
+    ax.set_title(f"{len(row)} of the spikes, {inside:.0%} inside their interval", fontsize=style.SMALL, loc="left")
     ax.set(xlim=(0, most), ylim=(0, top), xlabel="measured steps to the spike", ylabel="expected steps to the spike")

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import xarray as xr
 
+from lossland.stability.forecast import WINDOW
 from lossland.stability.intervals import binomial_interval, mean_interval
 
 LEAD = 10
@@ -21,7 +22,7 @@ AXES = {"curve": ("alarm", "rate"), "hit_rate_by_lead": ("alarm", "steps_before"
 
 RIVALS = {
     "gradient_curvature": ("preconditioned_gradient_curvature", "curvature along the gradient over the threshold"),
-    "update_norm": ("update_rms", "root mean square of the update over the learning rate"),
+    "update_norm": ("update_rms", "root mean square of the update over its recent median"),
 }
 """Alarm -> (record it needs, meaning)."""
 PROBES = {"preconditioned_gradient_curvature": "preconditioned_gradient_curvature", "update_rms": "update_statistics"}
@@ -38,38 +39,35 @@ class _Judged(NamedTuple):
     """Record from which on an alarm belongs to the spike."""
 
 
-def alarm_signals(runs: xr.Dataset, predicted: xr.Dataset, *, learning_rate: Any = None) -> xr.Dataset:
+def alarm_signals(runs: xr.Dataset, predicted: xr.Dataset) -> xr.Dataset:
     """Collect three warnings of a spike at every record, each from records up to it: larger is more alarming.
 
     Equation: `forecast` = -(predicted spike step - now), -inf where none is expected or one is under way;
-    `gradient_curvature` = (h.Sh / h.h) / threshold, h = P^-1/2 g; `update_norm` = rms(update) / learning rate.
+    `gradient_curvature` = (h.Sh / h.h) / threshold, h = P^-1/2 g; `update_norm` = rms(update) over its median
+    in the last `WINDOW` steps.
 
     In practice: the first needs a few Hessian products per record, the second one, the third none.
 
     Args:
         runs: what `ll.run` returned, with the probes "preconditioned_gradient_curvature" and "update_statistics".
         predicted: `forecast(runs, at=runs["step"])`.
-        learning_rate: the optimizer's, where it is no axis of the runs.
 
     Raises:
-        ValueError: where a record or an argument is missing, with the probe that records it.
+        ValueError: where a record is missing, with the probe that records it, or there is no forecast at every record.
     """
     for record, _ in RIVALS.values():
         if record not in runs:
             raise ValueError(f"runs: expected a record of {record}; add the probe {PROBES[record]!r}")
-    if learning_rate is None and "learning_rate" not in runs.coords:
-        raise ValueError(
-            "learning_rate: expected an axis of the runs of that name, or its value; pass learning_rate=..."
-        )
     if "at" not in predicted.dims or not np.array_equal(predicted["at"].values, runs["step"].values):
         raise ValueError('predicted: expected a forecast at every record; pass forecast(runs, at=runs["step"])')
     ahead = (predicted["spike_step"] - predicted["at"]).rename(at="step")
     expected = np.isfinite(ahead) & ~predicted["spiking"].rename(at="step")
-    rate = runs["learning_rate"] if learning_rate is None else learning_rate
+    update, steps = runs["update_rms"], runs["step"].values
+    window = max(1, int(WINDOW // (steps[1] - steps[0]))) if len(steps) > 1 else 1
     signals = {
         "forecast": (-ahead).where(expected, -np.inf),
         "gradient_curvature": runs["preconditioned_gradient_curvature"] / runs["threshold"],
-        "update_norm": runs["update_rms"] / rate,
+        "update_norm": update / update.rolling(step=window, min_periods=1).median(),
     }
     texts = {"forecast": ("step", "- steps to the predicted spike")}
     texts |= {name: ("1", text) for name, (_, text) in RIVALS.items()}
@@ -152,7 +150,7 @@ def forecast_scores(
     held = ~tunes[judged.runs]
     held_seeds = np.unique(seed_of_run[~tunes])
     rates = np.linspace(0, 1, NUM_LEVELS) ** 2
-    leads_shown = np.arange(0, within + 1, LEAD_STRIDE)
+    leads_shown = np.arange(LEAD_STRIDE, within + 1, LEAD_STRIDE)
     earlier = [_judge(first, found, grid, shape, steps, one, within, after)[0] for one in leads_shown]
     rows: dict[str, list[Any]] = {}
     hits_by_name: dict[str, np.ndarray] = {}
