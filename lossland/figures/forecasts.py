@@ -12,7 +12,7 @@ from lossland.figures.labels import counted, head, settle
 
 LABELS = {
     "forecast": "forecast",
-    "gradient_curvature": "curvature along the gradient",
+    "gradient_curvature": "curvature along\nthe gradient",
     "update_norm": "size of the update",
 }
 LOOKS = {
@@ -28,7 +28,7 @@ def forecast_figure(scores: xr.Dataset, errors: xr.Dataset) -> Figure:
 
     Args:
         scores: what `stability.forecast_scores.forecast_scores` returned.
-        errors: what `stability.forecast_scores.forecast_errors` returned; every spike is shown once.
+        errors: what `stability.forecast_scores.forecast_errors` returned; some forecasts from each distance are shown.
     """
     with style.house_style():
         figure = Figure(figsize=(2 * style.WIDTH, 3.1), layout="constrained")
@@ -80,22 +80,20 @@ def _leads(ax: Axes, scores: xr.Dataset) -> None:
         rates = scores["hit_rate_by_lead"].sel(alarm=name).values
         ax.plot(leads, rates, color=color, linestyle=dashes, linewidth=1.2, label=LABELS[name])
     ax.axvline(scores.attrs["lead"], color=style.RULE, linewidth=0.7, zorder=0)
-    ax.legend(frameon=False, fontsize=style.SMALL, loc="upper right", handlelength=2.2, borderaxespad=0)
+    ax.legend(frameon=False, fontsize=style.SMALL, loc="upper right", handlelength=1.7, borderaxespad=0)
     ax.set(
         xlim=(0, leads[-1]), ylim=(-0.03, 1.02), xlabel="steps before the spike", ylabel="hit rate at the tuned level"
     )
 
 
 def _errors(ax: Axes, errors: xr.Dataset) -> None:
-    aheads = errors.sizes["ahead"]
-    known = np.isfinite(errors["remaining"].values) & np.isfinite(errors["expected"].values)
-    # Spread over the moments, so that every spike is seen once and every moment about as often.
-    order = (np.arange(aheads) - np.arange(errors.sizes["spike"])[:, None]) % aheads
-    column = np.argmin(np.where(known, order, aheads), axis=1)
-    row = np.flatnonzero(known.any(1))
-    row = row[:: max(1, len(row) // SHOWN)]
+    known = errors["remaining"].notnull().values & errors["expected"].notnull().values
+    share = SHOWN // errors.sizes["ahead"]
+    # As many forecasts from each distance, spread over the spikes.
+    chosen = [np.flatnonzero(one)[:: max(1, np.count_nonzero(one) // share)][:share] for one in known.T]
+    row, column = np.concatenate(chosen), np.repeat(np.arange(len(chosen)), [len(one) for one in chosen])
     measured, expected, low, high = (
-        errors[name].values[row, column[row]] for name in ("remaining", "expected", "low", "high")
+        errors[name].values[row, column] for name in ("remaining", "expected", "low", "high")
     )
     most = 1.07 * float(errors["ahead"].max())
     top = 1.3 * most
@@ -103,7 +101,15 @@ def _errors(ax: Axes, errors: xr.Dataset) -> None:
     ax.vlines(
         measured, np.maximum(low, 0), np.minimum(high, top), color=style.CURVE_COLORS[0], linewidth=0.5, alpha=0.6
     )
-    ax.plot(measured, np.minimum(expected, top), "o", color=style.CURVE_COLORS[2], markersize=2.2, markeredgewidth=0)
+    ax.plot(
+        measured,
+        np.minimum(expected, top),
+        "o",
+        color=style.CURVE_COLORS[2],
+        markersize=2.2,
+        markeredgewidth=0,
+        clip_on=False,
+    )
     inside = float(np.mean((low <= measured) & (measured <= high)))
-    ax.set_title(f"{len(row)} of the spikes, {inside:.0%} inside their interval", fontsize=style.SMALL, loc="left")
+    ax.set_title(f"{len(row)} forecasts, {inside:.0%} with the spike inside", fontsize=style.SMALL, loc="left")
     ax.set(xlim=(0, most), ylim=(0, top), xlabel="measured steps to the spike", ylabel="expected steps to the spike")
