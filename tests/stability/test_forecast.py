@@ -6,10 +6,9 @@ import pytest
 import xarray as xr
 
 import lossland as ll
-from lossland.optimizers import Optimizer
-from lossland.problems.synthetic import quadratic
 from lossland.stability.forecast import RATE_DRIFT, VARIABLES
 from lossland.stability.intervals import binomial_interval
+from lossland.stability.one_parameter import simulate
 from lossland.stability.spikes import spikes
 
 B1, B2, RATE = 0.9, 0.999, 1e-2
@@ -190,18 +189,35 @@ class TestForecast:
             with pytest.raises(ValueError, match=message):
                 ll.forecast(changed, **{"b1": B1, "b2": B2} | arguments)
 
-    def test_adam_crosses_when_it_was_forecast_to(self, x64):
-        """A quadratic in one dimension: from 200 steps before, once the mode is quiet."""
-        sweep = ll.Sweep({"b2": [0.99, 0.995]}, 1, 4000, 2, dtype="float64")
-        adam = Optimizer(optax.adam, learning_rate=RATE, b1=B1)
-        runs = ll.run(quadratic([20.0]), adam, sweep, ["loss", "preconditioned_mode"], progress=False)
-        ratio = runs["preconditioned_sharpness"] / runs["threshold"]
-        for place in range(2):
-            one, own = runs.isel(b2=[place]), ratio.isel(b2=place, seed=0)
-            late = np.flatnonzero((own.values >= 1) & (own["step"].values > 500))[0]
-            crossing = float(own["step"][late])
-            found = ll.forecast(one.isel(b2=0, seed=0), at=crossing - 200, b1=B1)
-            assert abs(float(found["crossing_step"]) - crossing) <= 2.5
+    @pytest.mark.parametrize("b2", [0.99, 0.997])
+    def test_adam_crosses_and_spikes_when_it_was_forecast_to(self, b2):
+        """One parameter, every step; the loss holds so little else that every spike shows well."""
+        path = simulate(optax.adam, 7000, start=1.0, curvature=20.0, noise=1e-8, learning_rate=RATE, b1=B1, b2=b2)
+        x, gradient, kappa = path.x[0, :-1], path.gradient[0, :-1], path.kappa[0, :-1]
+        root, rest = np.sqrt(20.0 * RATE / kappa), 2e-6
+        records = {
+            "loss": rest + 10 * x**2,
+            "preconditioned_sharpness": kappa / RATE,
+            "preconditioned_sharpness_residual": 0 * kappa,
+            "mode_energy": gradient**2 / root**2 * RATE / (2 * kappa),
+            "mode_gradient": gradient / root,
+            "mode_update": root * np.diff(path.x[0]),
+            "mode_refill": 1 / root**2,
+        }
+        runs = xr.Dataset({name: ("step", values) for name, values in records.items()}, {"step": np.arange(len(x))})
+        runs = runs.assign(threshold=CRITICAL / RATE).expand_dims(seed=[0])
+        runs["threshold"] = runs["threshold"].isel(seed=0, drop=True)
+        found = spikes(runs, after=500)
+        assert found.sizes["spike"] >= 3
+        first = found.isel(spike=0)
+        early = ll.forecast(runs, at=float(first["crossing_step"]) - 200, b1=B1, b2=b2)
+        assert abs(float(early["crossing_step"][0]) - float(first["crossing_step"])) <= 1.5
+        errors = ll.forecast_errors(ll.forecast(runs, at=runs["step"], b1=B1, b2=b2), found, [10, 15])
+        expected = np.isfinite(errors["error"].values)
+        # Where the second moment forgets fast the law for the size is low, and spikes that just show are missed.
+        assert expected.mean() >= (0.5 if b2 < 0.995 else 1.0)
+        assert np.abs(errors["error"].values[expected]).max() <= 2
+        assert np.mean(errors["inside"].values[expected]) >= 0.8
 
 
 GRID = {"seed": np.arange(8), "step": np.arange(0, 2001, 5)}
