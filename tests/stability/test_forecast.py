@@ -189,10 +189,10 @@ class TestForecast:
             with pytest.raises(ValueError, match=message):
                 ll.forecast(changed, **{"b1": B1, "b2": B2} | arguments)
 
-    @pytest.mark.parametrize("b2", [0.99, 0.997])
+    @pytest.mark.parametrize("b2", [0.996, 0.998])
     def test_adam_crosses_and_spikes_when_it_was_forecast_to(self, b2):
         """One parameter, every step; the loss holds so little else that every spike shows well."""
-        path = simulate(optax.adam, 7000, start=1.0, curvature=20.0, noise=1e-8, learning_rate=RATE, b1=B1, b2=b2)
+        path = simulate(optax.adam, 9000, start=1.0, curvature=20.0, noise=1e-8, learning_rate=RATE, b1=B1, b2=b2)
         x, gradient, kappa = path.x[0, :-1], path.gradient[0, :-1], path.kappa[0, :-1]
         root, rest = np.sqrt(20.0 * RATE / kappa), 2e-6
         records = {
@@ -213,11 +213,12 @@ class TestForecast:
         early = ll.forecast(runs, at=float(first["crossing_step"]) - 200, b1=B1, b2=b2)
         assert abs(float(early["crossing_step"][0]) - float(first["crossing_step"])) <= 1.5
         errors = ll.forecast_errors(ll.forecast(runs, at=runs["step"], b1=B1, b2=b2), found, [10, 15])
-        expected = np.isfinite(errors["error"].values)
-        # Where the second moment forgets fast the law for the size is low, and spikes that just show are missed.
-        assert expected.mean() >= (0.5 if b2 < 0.995 else 1.0)
-        assert np.abs(errors["error"].values[expected]).max() <= 2
-        assert np.mean(errors["inside"].values[expected]) >= 0.8
+        assert np.isfinite(errors["error"]).all()
+        # A b2 of 0.99 is another matter: there the slope itself changes within a lag.
+        crossed = errors["crossed"].values == 1
+        assert np.count_nonzero(crossed) >= 10
+        assert np.abs(errors["error"].values[crossed]).max() <= 2
+        assert np.mean(errors["inside"].values[crossed]) >= 0.8
 
 
 GRID = {"seed": np.arange(8), "step": np.arange(0, 2001, 5)}
