@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from lossland.stability.constants import catapult_window, critical_constants
     from lossland.stability.cutoffs import Cutoffs
     from lossland.stability.example_curvatures import example_curvatures
+    from lossland.stability.forecast import forecast
+    from lossland.stability.forecast_scores import alarm_signals, forecast_errors, forecast_scores
     from lossland.stability.fractal import boundary_dimension, zoom
     from lossland.stability.interventions import intervene
     from lossland.stability.local import local_multiplier, multiplier_probe
@@ -56,6 +58,7 @@ _HOME = {
     "Schedule": "lossland.optimizers",
     "Sweep": "lossland.sweeps.sweep",
     "adaptive": "lossland.stability.adaptive",
+    "alarm_signals": "lossland.stability.forecast_scores",
     "batch_sharpness": "lossland.stability.batch_sharpness",
     "batch_sharpness_probe": "lossland.stability.batch_sharpness",
     "boundary": "lossland.stability.boundaries",
@@ -75,6 +78,9 @@ _HOME = {
     "example_curvatures": "lossland.stability.example_curvatures",
     "explain_history": "lossland.diagnosis.histories",
     "figures": "lossland.figures",
+    "forecast": "lossland.stability.forecast",
+    "forecast_errors": "lossland.stability.forecast_scores",
+    "forecast_scores": "lossland.stability.forecast_scores",
     "fork": "lossland.sweeps.forks",
     "intervene": "lossland.stability.interventions",
     "landscapes": "lossland.landscapes",
@@ -107,6 +113,7 @@ __all__ = [
     "Schedule",
     "Sweep",
     "adaptive",
+    "alarm_signals",
     "batch_sharpness",
     "batch_sharpness_probe",
     "boundary",
@@ -126,6 +133,9 @@ __all__ = [
     "example_curvatures",
     "explain_history",
     "figures",
+    "forecast",
+    "forecast_errors",
+    "forecast_scores",
     "fork",
     "intervene",
     "landscapes",

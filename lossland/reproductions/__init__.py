@@ -29,6 +29,7 @@ NAMES = (
     "fractal_boundary",
     "adam_laws",
     "adam_spikes",
+    "adam_forecast",
 )
 
 COMPARISONS = {

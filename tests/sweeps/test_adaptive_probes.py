@@ -116,6 +116,7 @@ def test_every_record_equals_the_dense_computation(x64, name):
         "mode_gradient_cosine": abs(w @ h) / np.linalg.norm(h),
         "mode_log_second_moment": w**2 @ np.log(v),
         "mode_dead_mass": w**2 @ dead,
+        "mode_refill": w**4 @ (1 / p),
         "preconditioned_gradient_curvature": h @ (hessian / np.sqrt(np.outer(p, p))) @ h / (h @ h),
         "gradient_excess_rms": np.sqrt(excess.mean()),
         "gradient_excess_max": excess.max(),
