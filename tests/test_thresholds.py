@@ -713,6 +713,10 @@ def test_grid_refuses_bad_input_by_name():
         critical_curvatures(optax.adam, {"learning_rate": np.ones(2), "b1": np.ones(3)})
     with pytest.raises(ValueError, match="arrays of one shape"):
         critical_curvatures(optax.adam, {})
+    with pytest.raises(ValueError, match="built already; pass its factory"):
+        critical_curvatures(optax.sgd(0.1), {"momentum": np.ones(2)})
+    wrapped = critical_curvatures(ll.Optimizer(optax.sgd), {"learning_rate": np.array([0.1, 0.2])})
+    np.testing.assert_allclose(wrapped, [20, 10])
     with pytest.raises(ValueError, match="learning_rate must be finite, got inf"):
         critical_curvatures(optax.adam, {"learning_rate": np.array([1.0, np.inf])})
     with pytest.raises(ValueError, match="has no argument beta"):

@@ -176,7 +176,10 @@ def critical_curvatures(
     exists. Raises ValueError as `threshold` does, but for points that cannot be certified (NaN) only where all are.
     """
     _check_step(step)
-    name = _name(build)
+    if not hasattr(build, "build") and hasattr(build, "init") and hasattr(build, "update"):
+        raise ValueError("critical_curvatures: got an optimizer that is built already; pass its factory instead")
+    name = getattr(build, "name", None) or _name(build)
+    build = getattr(build, "build", build)
     columns = {key: np.asarray(values, dtype=np.float64) for key, values in hyperparameters.items()}
     shapes = {key: column.shape for key, column in columns.items()}
     if len(set(shapes.values())) != 1 or len(next(iter(shapes.values()))) != 1:
