@@ -622,7 +622,8 @@ REFUSED = {
     "largest_gradient": (contrib.cocob, {}, r"the largest gradient seen"),
     "two_moments": (optax.adadelta, {"learning_rate": 0.1}, r"not inversely proportional to the root"),
     "mean_of_moments": (mean_of_two_moments(), {}, r"not inversely proportional to the root"),
-    "cube_root": (contrib.madgrad, {"learning_rate": 0.1}, r"not inversely proportional to the root"),
+    "growing_steps": (contrib.madgrad, {"learning_rate": 0.1}, r"follows a schedule"),
+    "cube_root": (contrib.madgrad, {"learning_rate": 0.1, "step": 10}, r"not inversely proportional to the root"),
     "matrices": (contrib.muon, {"learning_rate": 0.1}, r"treats matrices by another rule than vectors"),
     "plateau": (
         optax.chain(optax.sgd(0.1), contrib.reduce_on_plateau()),
