@@ -21,16 +21,16 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from lossland.thresholds.linearisation import (
+from lossland.thresholds.linearisation import linearise
+from lossland.thresholds.multipliers import ROUNDING, spectral_radius, stable_interval
+from lossland.thresholds.probing import (
     Probe,
     build_optimizer,
     check_finite,
     compile_once,
     compile_step,
-    linearise,
     measure,
 )
-from lossland.thresholds.multipliers import ROUNDING, spectral_radius, stable_interval
 
 
 @dataclass(frozen=True)
