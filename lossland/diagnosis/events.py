@@ -7,6 +7,8 @@ from typing import NamedTuple
 import numpy as np
 import xarray as xr
 
+from lossland.stability.spikes import tabulate
+
 FACTOR = 1.05
 """A record stands for a rise if it exceeds the lowest since the last event by this factor (of the first loss, where a
 loss is not positive)."""
@@ -62,19 +64,7 @@ def events(runs: xr.Dataset, name: str = "loss", *, factor: float = FACTOR) -> x
         for event in find(loss, factor):
             rows.append(_row(steps, loss, sharp, event))
             places.append(place)
-    coordinates = {
-        dim: ("event", runs[dim].values[[place[axis] for place in places]] if places else runs[dim].values[:0])
-        for axis, dim in enumerate(grid)
-        if dim in runs.coords
-    }
-    found = xr.Dataset(
-        {key: ("event", np.array([row[key] for row in rows], float)) for key in VARIABLES},
-        coordinates,
-        {"record": name, "factor": factor},
-    )
-    for key, (units, text) in VARIABLES.items():
-        found[key].attrs = {"units": units, "description": text}
-    return found
+    return tabulate("event", VARIABLES, rows, runs, grid, places).assign_attrs(record=name, factor=factor)
 
 
 def find(loss: np.ndarray, factor: float = FACTOR) -> list[_Event]:

@@ -8,7 +8,7 @@ that rings on the tail of a spike is no new one.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -114,16 +114,31 @@ def spikes(runs: xr.Dataset, *, after: int = 0, visible: float = VISIBLE, rate_w
         for event in _events(steps, one["loss"], one["ratio"], after, visible):
             rows.append(_row(steps, one, event, visible, rate_window))
             places.append(place)
+    found = tabulate("spike", VARIABLES, rows, runs, grid, places)
+    found.attrs = {"visible": visible, "rate_window": rate_window, "num_runs": int(ratio.isel(step=0).size)}
+    return found
+
+
+def tabulate(
+    axis: str,
+    variables: Mapping[str, tuple[str, str]],
+    rows: Sequence[Mapping[str, float]],
+    runs: xr.Dataset,
+    grid: Sequence[str],
+    places: Sequence[tuple[int, ...]],
+) -> xr.Dataset:
+    """Lay events out along one axis: their variables (name -> units, description) and the coordinates of their runs.
+
+    rows: the values of each event; places: where on the dims `grid` of `runs` its run stands.
+    """
     coordinates = {
-        name: ("spike", runs[name].values[[place[axis] for place in places]] if places else runs[name].values[:0])
-        for axis, name in enumerate(grid)
+        name: (axis, runs[name].values[[place[index] for place in places]] if places else runs[name].values[:0])
+        for index, name in enumerate(grid)
         if name in runs.coords
     }
-    values = {name: ("spike", np.array([row[name] for row in rows], float)) for name in VARIABLES}
-    found = xr.Dataset(values, coordinates)
-    for name, (units, text) in VARIABLES.items():
+    found = xr.Dataset({name: (axis, np.array([row[name] for row in rows], float)) for name in variables}, coordinates)
+    for name, (units, text) in variables.items():
         found[name].attrs = {"units": units, "description": text}
-    found.attrs = {"visible": visible, "rate_window": rate_window, "num_runs": int(ratio.isel(step=0).size)}
     return found
 
 
