@@ -196,7 +196,7 @@ def _continued(
         hyperparameters = {name: lanes(array.astype(precision)) for name, array in values.items()}
         seeds = np.zeros((chunks, lane_width), np.uint32)
         data = in_precision(problem, dtype)
-        progress, records = begin(hyperparameters, seeds, (params, ()), data)
+        progress, records = begin(np.int32(chunks), hyperparameters, seeds, (params, ()), data)
         if jax.tree.structure(progress.opt_state) != jax.tree.structure(opt_state):
             raise ValueError(
                 f"adopt: expected the state of {onward.name}, {jax.tree.structure(progress.opt_state)}, got "

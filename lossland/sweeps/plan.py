@@ -14,6 +14,8 @@ Device = Any  # jax.Device, which type checkers take for a variable
 
 TILES_PER_WORKER = 2
 """Tiles that every worker should get, so that none idles at the end: small sweeps are cut into smaller tiles."""
+FEW_RECORDS = 256
+"""Records up to which tiles of many lanes are made large: what a tile holds stays small."""
 ACCELERATOR_BUDGET = 2**32
 """Bytes of parameters, gradients and optimizer state that one wide chunk may take on an accelerator."""
 
@@ -68,7 +70,8 @@ def make_plan(sweep: Sweep, platform: str) -> Plan:
     # One Python thread per core on a single CPU device is as fast as forced host devices, and needs no flags.
     workers_per_device = max(1, _num_cores() // len(devices))
     wanted = TILES_PER_WORKER * workers_per_device * len(devices)
-    chunks = filled = max(4, 16 // lane_width)
+    # Many lanes mean small runs, whose tiles cost as much on the host as in the kernel unless they are large.
+    chunks = filled = 16 if lane_width >= 64 and len(sweep.recorded_steps) <= FEW_RECORDS else max(4, 16 // lane_width)
     while filled > 1 and len(sweep.tiles(filled * lane_width)) < wanted:
         filled //= 2
     return Plan(lane_width, chunks, filled, devices, workers_per_device)

@@ -7,6 +7,7 @@ import functools
 import hashlib
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from importlib import metadata
@@ -36,6 +37,9 @@ STATIC = ("batch_size", "dtype")
 """Axes that change the program itself."""
 GROWTH = 8
 """A segment has at most this many times the steps of the one before."""
+
+_COMPILED: weakref.WeakKeyDictionary[Any, set[Any]] = weakref.WeakKeyDictionary()
+"""What was compiled in this process, by the program that trains: a second sweep of the same kind does not ask again."""
 
 
 @contextlib.contextmanager
@@ -84,7 +88,6 @@ class GroupProgram:
             job.plan.lane_width,
         )
         self.lock = threading.Lock()
-        self.compiled: set[Any] = set()
         self.placed: dict[Device, Any] = {}
         self.segment_steps = 1  # grows until a segment lasts as long as it should
 
@@ -128,7 +131,7 @@ class GroupProgram:
         inputs, progress, records = self.abstract
         number = np.int32(0)
         with numerics(self.dtype):
-            begin = self.begin.trace(*inputs).jaxpr
+            begin = self.begin.trace(number, *inputs).jaxpr
             advance = self.advance.trace(
                 number, number, number, number, inputs[0], inputs[1], progress, records, self.data
             ).jaxpr
@@ -136,15 +139,16 @@ class GroupProgram:
 
     def compile(self, num_chunks: int, device: Device) -> None:
         """Trace and compile, once per device: the three programs at the same time, on tiles of no chunks."""
+        known = _COMPILED.setdefault(self.advance, set())
+        program = (num_chunks, device, tuple(self.job.hyperparameters))
         with self.lock:
-            if (num_chunks, device) in self.compiled:
+            if program in known:
                 return
-            self.compiled.add((num_chunks, device))
             for_training, for_problem, seeds = self.arguments(self.group.runs[:1], num_chunks)
             with numerics(self.dtype):
                 with jax.enable_x64(False):
                     start = jax.eval_shape(self.start, for_problem, seeds)
-                progress, records = jax.eval_shape(self.begin, for_training, seeds, start, self.data)
+                progress, records = jax.eval_shape(self.begin, np.int32(0), for_training, seeds, start, self.data)
                 self._refuse_deadlock(for_training, seeds, progress, records)
             zero, data = np.int32(0), self.data_on(device)
 
@@ -153,7 +157,7 @@ class GroupProgram:
 
             def second() -> None:
                 with numerics(self.dtype), jax.default_device(device):
-                    self.begin(for_training, seeds, jax.tree.map(_zeros, start), data)
+                    self.begin(zero, for_training, seeds, jax.tree.map(_zeros, start), data)
 
             def third() -> None:
                 with numerics(self.dtype), jax.default_device(device):
@@ -163,6 +167,7 @@ class GroupProgram:
             with ThreadPoolExecutor(3) as pool:
                 for future in [pool.submit(call) for call in (third, second, first)]:
                     future.result()
+            known.add(program)
 
     def _refuse_deadlock(self, for_training: Any, seeds: Any, progress: Any, records: Any) -> None:
         """Raise a ValueError where lanes would batch what must not be batched; see `curvature.factorisations`."""
@@ -193,8 +198,8 @@ class GroupProgram:
         with numerics(self.dtype), jax.default_device(device):
             for_training, for_problem, seeds = self.arguments(runs, num_chunks)
             start, data = self._start(for_problem, seeds, device), self.data_on(device)
-            tile = jax.block_until_ready(self.begin(for_training, seeds, start, data))
             used, zero = np.int32(-(-len(runs) // self.job.plan.lane_width)), np.int32(0)
+            tile = jax.block_until_ready(self.begin(used, for_training, seeds, start, data))
             began = time.perf_counter()
             progress, _, _ = self.advance(used, zero, zero, np.int32(steps), for_training, seeds, *tile, data)
             bad = np.asarray(progress.first_bad_step).reshape(-1)[: len(runs)]
@@ -207,7 +212,7 @@ class GroupProgram:
         with numerics(self.dtype):
             with jax.enable_x64(False):
                 start = jax.eval_shape(self.start, for_problem, seeds)
-            progress, records = jax.eval_shape(self.begin, for_training, seeds, start, self.data)
+            progress, records = jax.eval_shape(self.begin, np.int32(0), for_training, seeds, start, self.data)
             zero = np.int32(0)
             inputs = (zero, zero, zero, zero, for_training, seeds, progress, records, self.data)
             found = self.advance.lower(*inputs).compile().memory_analysis()
@@ -235,13 +240,13 @@ class GroupProgram:
             self.compile(num_chunks, device)
             for_training, for_problem, seeds = self.arguments(runs, num_chunks)
             start, data = self._start(for_problem, seeds, device), self.data_on(device)
+            used = np.int32(-(-len(runs) // self.job.plan.lane_width))
             with jax.default_device(device):
-                tile = self.begin(for_training, seeds, start, data)
+                tile = self.begin(used, for_training, seeds, start, data)
             now = 0
             if snapshot is not None:
                 now, tile = snapshot.step, _restore(snapshot.arrays, tile, device)
             sweep = self.job.sweep
-            used = np.int32(-(-len(runs) // self.job.plan.lane_width))
             living, clock = None, time.perf_counter()
             saved = clock
             if stopping():
@@ -355,7 +360,7 @@ def _shapes_of_tile(
         with jax.enable_x64(False):
             started = jax.eval_shape(start, for_problem, seeds)
         inputs = (for_training, seeds, started, data)
-        progress, records = jax.eval_shape(begin, *inputs)
+        progress, records = jax.eval_shape(begin, np.int32(0), *inputs)
     return inputs, progress, records
 
 

@@ -198,6 +198,16 @@ class SingleRun:
         kept = {name: _storable(jnp.where(worth, value, blank(value))) for name, value in values.items()}
         return kept, progress._replace(memories=tuple(memories))
 
+    def _carried(self, progress: Progress) -> Progress:
+        """Leave out what the loop over steps need not carry: of small problems, every array more is felt."""
+        repeated = not self.noisy and progress.loss.dtype == progress.compared_loss.dtype
+        return progress._replace(step=None, compared_loss=None if repeated else progress.compared_loss)
+
+    def _whole(self, carried: Progress, step: jax.Array) -> Progress:
+        """Put back what `_carried` left out."""
+        compared = carried.loss if carried.compared_loss is None else carried.compared_loss
+        return carried._replace(step=step, compared_loss=compared)
+
     def advance(self, now: jax.Array, index: jax.Array, until: jax.Array, progress: Progress, records: Any) -> Any:
         """Go on from step `now`, `index` records made, to step `until`, with the records due on the way."""
         num_records = -(-self.num_steps // self.every) + 1
@@ -219,7 +229,7 @@ class SingleRun:
 
         def segment(carry: Any) -> Any:
             now, index, progress, records = carry
-            last = jnp.minimum(due(index), until)
+            last, began, step = jnp.minimum(due(index), until), now, progress.step
 
             def more(carry: tuple[jax.Array, Progress]) -> jax.Array:
                 now, progress = carry
@@ -227,9 +237,11 @@ class SingleRun:
 
             def onward(carry: tuple[jax.Array, Progress]) -> tuple[jax.Array, Progress]:
                 now, progress = carry
-                return now + 1, self.step(now, progress)
+                return now + 1, self._carried(self.step(now, self._whole(progress, now)))
 
-            now, progress = lax.while_loop(more, onward, (now, progress))
+            # While any lane of a kernel goes on, all of them have taken `now` steps.
+            now, progress = lax.while_loop(more, onward, (now, self._carried(progress)))
+            progress = self._whole(progress, step + (now - began))
             here = (last == due(index)) & (going(progress) | owed(progress, index))
 
             def recorded(progress: Progress, records: Any) -> Any:

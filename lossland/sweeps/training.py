@@ -39,7 +39,7 @@ NOISY_SUMMARY = {
 class TileProgram(NamedTuple):
     """Functions of one tile, each to be jitted: `begin` once, then `advance` until `num_steps`.
 
-    begin: (hyperparameters, seeds, start, data) -> (progress, records)
+    begin: (num_chunks, hyperparameters, seeds, start, data) -> (progress, records)
     advance: (num_chunks, now, index, until, hyperparameters, seeds, progress, records, data) -> (progress, records,
         number of runs alive). `progress` and `records` have axes (chunk, lane, ...), records then (record, ...). `now`
         and `until` are steps, `index` the number of records already made.
@@ -140,12 +140,15 @@ def tile_program(
     def put(tree: Any, part: Any, chunk: Any) -> Any:
         return jax.tree.map(lambda leaf, new: lax.dynamic_update_index_in_dim(leaf, new, chunk, 0), tree, part)
 
-    def begin(hyperparameters: Any, seeds: jax.Array, start: Any, data: Any) -> Any:
+    def begin(num_chunks: Any, hyperparameters: Any, seeds: jax.Array, start: Any, data: Any) -> Any:
         def chunk(own: Any) -> Any:
             hyperparameters, seeds, start = own
             return lanes(begin_lane, (hyperparameters, seeds, *start), data)
 
-        return lax.map(chunk, (hyperparameters, seeds, start))
+        everything = (hyperparameters, seeds, start)
+        one = jax.eval_shape(chunk, jax.tree.map(lambda leaf: leaf[0], everything))
+        empty = jax.tree.map(lambda leaf: zeros(leaf, seeds.shape[:1]), one)
+        return lax.fori_loop(0, num_chunks, lambda place, tile: put(tile, chunk(at(everything, place)), place), empty)
 
     def advance(
         num_chunks: Any,
@@ -168,6 +171,13 @@ def tile_program(
         return lax.fori_loop(0, num_chunks, body, (progress, records, jnp.int32(0)))
 
     return TileProgram(begin, advance)
+
+
+def zeros(like: Any, before: tuple[int, ...] = ()) -> jax.Array:
+    """Zeros, or keys of zeros, of a shape behind the axes `before`."""
+    if jnp.issubdtype(like.dtype, jax.dtypes.prng_key):
+        return jax.random.wrap_key_data(jnp.zeros((*before, *like.shape, 2), jnp.uint32))
+    return jnp.zeros((*before, *like.shape), like.dtype)
 
 
 def summarise(progress: Progress, num_steps: int, freeze: bool) -> dict[str, np.ndarray]:
