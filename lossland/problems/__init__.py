@@ -36,6 +36,10 @@ NAMES: dict[str, tuple[str, str]] = {
         "two tanh layers by hand, full batch, on half-moons: a spike at the start",
     ),
     "digits": ("lossland.problems.datasets:digits", "scikit-learn's handwritten digits, 1797 x 64, ten classes"),
+    "digit_rows": (
+        "lossland.problems.datasets:digit_rows",
+        "the same digits read row by row by a small transformer, eight rows of eight pixels",
+    ),
     "breast_cancer": (
         "lossland.problems.datasets:breast_cancer",
         "scikit-learn's breast-cancer table, 569 x 30, two classes",

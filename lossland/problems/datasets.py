@@ -12,7 +12,14 @@ from typing import Any
 
 import numpy as np
 
-from lossland.problems.networks import Activation, Loss, mlp_classification
+from lossland.problems.networks import (
+    Activation,
+    Loss,
+    Transformer,
+    classification_loss,
+    mlp_classification,
+    with_scale,
+)
 from lossland.problems.problem import Problem
 
 
@@ -44,6 +51,31 @@ def digits(
         name="digits",
         description=f"scikit-learn's handwritten digits, {len(keep)} examples, grey levels in [0, 1].",
     )
+
+
+def digit_rows(
+    width: int = 16, num_layers: int = 1, loss: Loss = "mse", num_examples: int | None = None, seed: int = 0
+) -> Problem:
+    """Build the classification of scikit-learn's digits by a small transformer that reads them row by row.
+
+    Sequences of eight rows of eight pixels, grey levels in [0, 1]; `networks.Transformer` with two heads. Loss and
+    `num_examples` as in `digits`.
+
+    Hyperparameters: `scale` (1) multiplies the initial weights, not the gains of layer norms.
+
+    Raises:
+        ValueError: if scikit-learn is missing, for more examples than there are, or for an unknown loss.
+    """
+    table = _scikit_learn("load_digits")
+    keep = stratified(table.target, num_examples, seed)
+    problem = Problem.from_flax(
+        Transformer(10, width=width, num_layers=num_layers),
+        classification_loss(loss),
+        ((table.images[keep] / 16.0).astype(np.float32), table.target[keep].astype(np.int32)),
+        name="digit_rows",
+        description=f"scikit-learn's handwritten digits read row by row, {len(keep)} examples, grey levels in [0, 1].",
+    )
+    return with_scale(problem)
 
 
 def breast_cancer(

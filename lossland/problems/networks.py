@@ -200,12 +200,22 @@ def mlp_classification(
         raise ValueError(
             f"labels: expected a vector of integers from 0, got dtype {labels.dtype} and shape {labels.shape}"
         )
+    per_example = classification_loss(loss)
+    module = MLP((*_widths(widths), int(labels.max()) + 1), activation_of(activation))
+    data = (_float32(inputs), labels.astype(np.int32))
+    return with_scale(Problem.from_flax(module, per_example, data, name=name, description=description))
+
+
+def classification_loss(loss: str) -> Callable[[jax.Array, jax.Array], jax.Array]:
+    """Look up the loss per example of `mlp_classification` by name: (outputs, integer labels) -> losses.
+
+    Raises:
+        ValueError: listing the names there are.
+    """
     losses = {"cross_entropy": optax.softmax_cross_entropy_with_integer_labels, "mse": _half_squared_error_to_label}
     if loss not in losses:
         raise ValueError(f"loss: expected one of {', '.join(losses)}, got {loss!r}")
-    module = MLP((*_widths(widths), int(labels.max()) + 1), activation_of(activation))
-    data = (_float32(inputs), labels.astype(np.int32))
-    return with_scale(Problem.from_flax(module, losses[loss], data, name=name, description=description))
+    return losses[loss]
 
 
 def activation_of(activation: str | Activation) -> Activation:

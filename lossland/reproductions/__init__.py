@@ -30,6 +30,7 @@ NAMES = (
     "adam_laws",
     "adam_spikes",
     "adam_forecast",
+    "adam_networks",
 )
 
 COMPARISONS = {

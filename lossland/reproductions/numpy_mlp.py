@@ -70,7 +70,7 @@ def measure(folder: Path, fast: bool, table: dict[str, Any]) -> tuple[dict[str, 
     scaled = run(
         problem,
         optax.sgd,
-        Sweep({"scale": scales, "learning_rate": np.geomspace(0.01, 1, 3 if fast else 13)}, 8 if fast else 16, 100, 10),
+        Sweep({"scale": scales, "learning_rate": np.geomspace(0.01, 1, 3 if fast else 13)}, 4 if fast else 16, 100, 10),
         ["loss", "sharpness"],
         folder / "scales",
     )
@@ -85,7 +85,7 @@ def measure(folder: Path, fast: bool, table: dict[str, Any]) -> tuple[dict[str, 
         run(
             reported.numpy_mlp(wrong_db1=flag),
             optax.sgd,
-            Sweep({"learning_rate": [0.1]}, 16, STEPS, STEPS),
+            Sweep({"learning_rate": [0.1]}, 4 if fast else 16, STEPS, STEPS),
             progress=False,
         )
         for flag in (False, True)

@@ -21,6 +21,15 @@ def test_digits_are_all_there_between_zero_and_one():
     np.testing.assert_array_equal(labels, DIGITS.target)
 
 
+def test_digit_rows_are_the_images():
+    images, labels = datasets.digit_rows(num_examples=57, seed=3).data
+    keep = datasets.stratified(DIGITS.target, 57, seed=3)
+    np.testing.assert_array_equal(images * 16, DIGITS.images[keep])
+    np.testing.assert_array_equal(labels, DIGITS.target[keep])
+    with pytest.raises(ValueError, match=r"loss: expected one of cross_entropy, mse, got 'hinge'"):
+        datasets.digit_rows(loss="hinge")
+
+
 def test_breast_cancer_is_standardised():
     x, labels = datasets.breast_cancer(widths=(4,)).data
     assert x.shape == (569, 30)

@@ -1,0 +1,102 @@
+"""Figure of Adam's edge on several networks: loss, preconditioned sharpness over threshold, and lags."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import xarray as xr
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from lossland.figures import style
+from lossland.figures.labels import head, settle
+
+NAMES = {
+    "mlp": "tanh MLP,\nfull batch",
+    "mlp_batch_32": "tanh MLP,\nbatch 32",
+    "mlp_cross_entropy": "tanh MLP,\ncross-entropy",
+    "transformer": "transformer,\nfull batch",
+    "transformer_batch_16": "transformer,\nbatch 16",
+}
+BLUE, RUST, PLUM = style.CURVE_COLORS[0], style.CURVE_COLORS[1], style.CURVE_COLORS[2]
+BAND = (0.85, 1.25)
+"""Measured over predicted lag that counts as predicted."""
+
+
+def networks_figure(runs: Mapping[str, xr.Dataset], lags: Mapping[str, xr.Dataset]) -> Figure:
+    """Draw a column per network, its losses above and its ratios below, and the lags of all spikes.
+
+    Args:
+        runs: name -> dataset over (seed, step) with `loss` and `ratio`.
+        lags: name -> what `stability.spikes.spikes` returned, with `predicted_lag`.
+    """
+    with style.house_style():
+        figure = Figure(figsize=(2 * style.WIDTH, 3.4), layout="constrained")
+        head(
+            figure,
+            "Full batches hold the edge on larger networks too; noise and confident labels leave it",
+            "Adam, β₁ 0.9, β₂ 0.999. Columns: one network each; all seeds thin, the first one thick. Squared error "
+            "unless it says cross-entropy. Right: spikes under full batches; grey band: measured lag "
+            f"{BAND[0]:g} to {BAND[1]:g} times the predicted one.",
+        )
+        names = list(runs)
+        lag_name = "lag"
+        mosaic = [[*(f"loss {name}" for name in names), lag_name], [*(f"ratio {name}" for name in names), lag_name]]
+        axes = figure.subplot_mosaic(mosaic, width_ratios=(*[1] * len(names), 1.9))
+        for place, name in enumerate(names):
+            _column(axes[f"loss {name}"], axes[f"ratio {name}"], name, runs[name], first=place == 0)
+        _lags(axes[lag_name], lags)
+        for ax in axes.values():
+            style.dress(ax)
+        settle(figure)
+    return figure
+
+
+def _column(top: Axes, bottom: Axes, name: str, runs: xr.Dataset, first: bool) -> None:
+    steps = runs["step"].values
+    for ax, values, color in ((top, runs["loss"], style.INK), (bottom, runs["ratio"], PLUM)):
+        curves = values.transpose("seed", "step").values
+        ax.plot(steps, curves[1:].T, color=color, linewidth=0.4, alpha=0.35)
+        ax.plot(steps, curves[0], color=color, linewidth=0.9)
+        ax.set_xlim(steps[0], steps[-1])
+        ax.set_xticks([steps[0], steps[-1] // 2, steps[-1]])
+    top.set(yscale="log", title=NAMES.get(name, name.replace("_", " ")))
+    top.tick_params(labelbottom=False)
+    bottom.axhline(1, color=style.INK, linewidth=0.7)
+    bottom.set(ylim=(0, 1.5), xlabel="step")
+    if first:
+        top.set_ylabel("training loss")
+        bottom.set_ylabel("preconditioned\nsharpness / threshold")
+    else:
+        bottom.tick_params(labelleft=False)
+
+
+def _lags(ax: Axes, lags: Mapping[str, xr.Dataset]) -> None:
+    looks = ((PLUM, "o"), (RUST, "^"), (BLUE, "s"))
+    shown = [name for name, found in lags.items() if "batch" not in name and found.sizes["spike"]]
+    most = 1.0
+    for (color, marker), name in zip(looks, shown, strict=False):
+        measured, predicted = lags[name]["lag"].values, lags[name]["predicted_lag"].values
+        known = np.isfinite(measured) & np.isfinite(predicted)
+        if not known.any():
+            continue
+        most = max(most, float(np.quantile(measured[known], 0.98)), float(np.quantile(predicted[known], 0.98)))
+        label = NAMES.get(name, name).replace("\n", " ") + f": {np.count_nonzero(known)}"
+        ax.plot(
+            predicted[known], measured[known], marker, color=color, markersize=2.5, markeredgewidth=0, alpha=0.6,
+            label=label,
+        )  # fmt: skip
+    line = np.array([0, 1.08 * most])
+    ax.fill_between(line, BAND[0] * line, BAND[1] * line, color=style.OUTCOME_COLORS["never_rises"], linewidth=0)
+    ax.plot(line, line, color=style.INK, linewidth=0.7)
+    ax.set(xlim=line, ylim=line, xlabel="predicted lag (steps)", ylabel="measured lag (steps)", aspect="equal")
+    if ax.get_legend_handles_labels()[0]:
+        ax.legend(
+            loc="upper left",
+            frameon=False,
+            fontsize=style.SMALL,
+            handletextpad=0.2,
+            title="spikes",
+            title_fontsize=style.SMALL,
+        )
