@@ -8,6 +8,7 @@ import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullLocator
 
 from lossland.figures import style
 from lossland.figures.labels import head, settle
@@ -31,8 +32,9 @@ def networks_figure(runs: Mapping[str, xr.Dataset], lags: Mapping[str, xr.Datase
         runs: name -> dataset over (seed, step) with `loss` and `ratio`.
         lags: name -> what `stability.spikes.spikes` returned, with `predicted_lag`.
     """
+    names = list(runs)
     with style.house_style():
-        figure = Figure(figsize=(2 * style.WIDTH, 3.4), layout="constrained")
+        figure = Figure(figsize=(2 * style.WIDTH, 3.2), layout="constrained")
         head(
             figure,
             "Full batches hold the edge on larger networks too; noise and confident labels leave it",
@@ -40,36 +42,34 @@ def networks_figure(runs: Mapping[str, xr.Dataset], lags: Mapping[str, xr.Datase
             "unless it says cross-entropy. Right: spikes under full batches; grey band: measured lag "
             f"{BAND[0]:g} to {BAND[1]:g} times the predicted one.",
         )
-        names = list(runs)
-        lag_name = "lag"
-        mosaic = [[*(f"loss {name}" for name in names), lag_name], [*(f"ratio {name}" for name in names), lag_name]]
-        axes = figure.subplot_mosaic(mosaic, width_ratios=(*[1] * len(names), 1.9))
+        left, right = figure.subfigures(1, 2, width_ratios=(max(len(names), 2), 2))
+        grid = left.subplots(2, len(names), sharex="col", sharey="row", squeeze=False)
         for place, name in enumerate(names):
-            _column(axes[f"loss {name}"], axes[f"ratio {name}"], name, runs[name], first=place == 0)
-        _lags(axes[lag_name], lags)
-        for ax in axes.values():
+            _column(grid[0, place], grid[1, place], name, runs[name])
+        grid[0, 0].set_ylabel("training loss")
+        grid[1, 0].set_ylabel("preconditioned\nsharpness / threshold")
+        lag = right.subplots()
+        _lags(lag, lags)
+        for ax in (*grid.ravel(), lag):
             style.dress(ax)
+        grid[0, 0].yaxis.set_minor_locator(NullLocator())
         settle(figure)
     return figure
 
 
-def _column(top: Axes, bottom: Axes, name: str, runs: xr.Dataset, first: bool) -> None:
+def _column(top: Axes, bottom: Axes, name: str, runs: xr.Dataset) -> None:
     steps = runs["step"].values
     for ax, values, color in ((top, runs["loss"], style.INK), (bottom, runs["ratio"], PLUM)):
         curves = values.transpose("seed", "step").values
         ax.plot(steps, curves[1:].T, color=color, linewidth=0.4, alpha=0.35)
         ax.plot(steps, curves[0], color=color, linewidth=0.9)
         ax.set_xlim(steps[0], steps[-1])
-        ax.set_xticks([steps[0], steps[-1] // 2, steps[-1]])
+        ax.set_xticks([steps[0], steps[-1]])
     top.set(yscale="log", title=NAMES.get(name, name.replace("_", " ")))
-    top.tick_params(labelbottom=False)
     bottom.axhline(1, color=style.INK, linewidth=0.7)
     bottom.set(ylim=(0, 1.5), xlabel="step")
-    if first:
-        top.set_ylabel("training loss")
-        bottom.set_ylabel("preconditioned\nsharpness / threshold")
-    else:
-        bottom.tick_params(labelleft=False)
+    bottom.get_xticklabels()[0].set_ha("left")
+    bottom.get_xticklabels()[-1].set_ha("right")
 
 
 def _lags(ax: Axes, lags: Mapping[str, xr.Dataset]) -> None:
@@ -82,7 +82,7 @@ def _lags(ax: Axes, lags: Mapping[str, xr.Dataset]) -> None:
         if not known.any():
             continue
         most = max(most, float(np.quantile(measured[known], 0.98)), float(np.quantile(predicted[known], 0.98)))
-        label = NAMES.get(name, name).replace("\n", " ") + f": {np.count_nonzero(known)}"
+        label = NAMES.get(name, name).replace("\n", " ") + f": {np.count_nonzero(known)} spikes"
         ax.plot(
             predicted[known], measured[known], marker, color=color, markersize=2.5, markeredgewidth=0, alpha=0.6,
             label=label,
@@ -93,10 +93,5 @@ def _lags(ax: Axes, lags: Mapping[str, xr.Dataset]) -> None:
     ax.set(xlim=line, ylim=line, xlabel="predicted lag (steps)", ylabel="measured lag (steps)", aspect="equal")
     if ax.get_legend_handles_labels()[0]:
         ax.legend(
-            loc="upper left",
-            frameon=False,
-            fontsize=style.SMALL,
-            handletextpad=0.2,
-            title="spikes",
-            title_fontsize=style.SMALL,
+            loc="lower center", bbox_to_anchor=(0.42, 1.0), frameon=False, fontsize=style.SMALL, handletextpad=0.2
         )

@@ -32,6 +32,7 @@ ARMS = ("unchanged", "second_moment_frozen", "learning_rate_x_0.9")
 BEFORE = 60
 """Steps before a spike at which its run is forked."""
 HORIZON = 300
+"""Steps after the fork: the spike that is forked before comes at 60, the one after it at 120 to 200."""
 MOST_STATES = 24
 
 
@@ -151,10 +152,16 @@ def _intervene(problem: Problem, setting: Setting, runs: xr.Dataset, found: xr.D
     second = np.minimum(step[chosen + 1] - at[chosen], HORIZON)
     slower = delays.sel(arm="learning_rate_x_0.9")
     share = slower["delay"] / slower["predicted_delay"]
+    frozen = delays.sel(arm="second_moment_frozen")
+    removed, said = frozen["spike"].values > second, frozen["predicted_spike"].values > second
+    moment = (found["moment_rise"] / found["ratio_rise"]).values
     return {
+        "second_moment_share_of_the_rise": float(np.nanmedian(moment)),
         "states_forked": float(delays.sizes["state"]),
-        "frozen_second_moment_removes_the_next_spike": float(
-            (delays["spike"].sel(arm="second_moment_frozen").values > second).mean()
+        "frozen_second_moment_removes_the_next_spike": float(removed.mean()),
+        "frozen_second_moment_as_predicted": float((removed == said).mean()),
+        "frozen_second_moment_spikes_later": float(
+            (frozen["spike"].values > delays["spike"].sel(arm="unchanged").values).mean()
         ),
         "learning_rate_x_0_9_delay_over_prediction": float(np.nanmedian(share.where(np.isfinite(share)))),
     }

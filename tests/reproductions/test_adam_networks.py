@@ -52,4 +52,4 @@ def test_the_figure_has_a_column_per_network_and_counts_the_spikes(spikes):
     figure = networks_figure({"mlp": runs, "mlp_batch_32": runs}, {"mlp": found, "mlp_batch_32": found})
     texts = [text.get_text() for ax in figure.axes for text in (ax.get_legend().get_texts() if ax.get_legend() else [])]
     assert len(figure.axes) == 5
-    assert texts == (["tanh MLP, full batch: 3"] if spikes else [])
+    assert texts == (["tanh MLP, full batch: 3 spikes"] if spikes else [])
