@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from lossland.stability.forecast_scores import alarm_signals, forecast_errors, forecast_scores
     from lossland.stability.fractal import boundary_dimension, zoom
     from lossland.stability.interventions import intervene
+    from lossland.stability.late_prediction import late_training_scores, predict_late_spikes
+    from lossland.stability.late_training import late_training_map
     from lossland.stability.local import local_multiplier, multiplier_probe
     from lossland.stability.maps import critical_learning_rate, stability_map
     from lossland.stability.minibatch import mean_square_threshold
@@ -84,6 +86,8 @@ _HOME = {
     "fork": "lossland.sweeps.forks",
     "intervene": "lossland.stability.interventions",
     "landscapes": "lossland.landscapes",
+    "late_training_map": "lossland.stability.late_training",
+    "late_training_scores": "lossland.stability.late_prediction",
     "load": "lossland.sweeps.lazy",
     "local_multiplier": "lossland.stability.local",
     "mean_square_threshold": "lossland.stability.minibatch",
@@ -91,6 +95,7 @@ _HOME = {
     "outcome_probability": "lossland.stability.phases",
     "phase_diagram": "lossland.stability.phases",
     "plan": "lossland.sweeps.planning",
+    "predict_late_spikes": "lossland.stability.late_prediction",
     "problems": "lossland.problems",
     "run": "lossland.sweeps.execution",
     "second_moment_share": "lossland.stability.shares",
@@ -139,6 +144,8 @@ __all__ = [
     "fork",
     "intervene",
     "landscapes",
+    "late_training_map",
+    "late_training_scores",
     "load",
     "local_multiplier",
     "mean_square_threshold",
@@ -146,6 +153,7 @@ __all__ = [
     "outcome_probability",
     "phase_diagram",
     "plan",
+    "predict_late_spikes",
     "problems",
     "run",
     "second_moment_share",

@@ -31,6 +31,7 @@ NAMES = (
     "adam_spikes",
     "adam_forecast",
     "adam_networks",
+    "late_training_map",
 )
 
 COMPARISONS = {

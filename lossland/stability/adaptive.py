@@ -33,6 +33,7 @@ from lossland.stability.spike_lag import (
     mode_amplitude,
     overshoot,
 )
+from lossland.stability.spike_size import spike_rise
 from lossland.stability.two_cycle import (
     breathing_period,
     two_cycle_amplitude,
@@ -66,6 +67,7 @@ __all__ = [
     "relaxation_period",
     "second_moment_residual",
     "spike_boundary",
+    "spike_rise",
     "superquadratic_critical_decay",
     "superquadratic_rate",
     "two_cycle_amplitude",

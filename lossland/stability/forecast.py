@@ -12,8 +12,9 @@ import numpy as np
 import xarray as xr
 
 from lossland.stability.arguments import decay, momentum
-from lossland.stability.mode_growth import critical_ratio, dominant_root, ratio_rate
+from lossland.stability.mode_growth import critical_ratio, ratio_rate
 from lossland.stability.spike_lag import lag_from_state
+from lossland.stability.spike_size import spike_rise
 from lossland.stability.spikes import VISIBLE, relative_preconditioned_sharpness
 
 HORIZON = 40
@@ -258,24 +259,9 @@ def _predict(
 
 
 def _size(records: _Records, chosen: np.ndarray, log_visible: np.ndarray, rate: np.ndarray) -> np.ndarray:
-    """Largest loss over the loss before, from the energy at which the mode has refilled its second moment.
-
-    `log_visible` is ln ratio when the spike shows, after which it goes on rising until that energy is reached.
-    """
-    log_visible = np.minimum(log_visible, 3.0)
+    """Largest loss over the loss before; `log_visible` is ln ratio when the spike shows."""
     loss, refill = records.loss[:, chosen], records.refill[:, chosen]
-    critical, log_ratio, rise = critical_ratio(records.b1), log_visible, np.full(loss.shape, np.nan)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        for _ in range(2):
-            known = np.isfinite(log_ratio) & (log_ratio > 0)
-            kappa = critical * np.exp(np.where(known, log_ratio, 0.0))
-            growth = np.abs(dominant_root(kappa, records.b1))
-            # Squared gradients of a mode that grows by rho per step add up to the last one over 1 - 1 / rho^2.
-            square = 2 * log_ratio * (1 - growth**-2) / ((1 - records.b2) * refill)
-            rise = np.where(known, square * records.learning_rate / (2 * kappa * loss), np.nan)
-            more = np.log(np.maximum(rise, 1.0)) / 2 / np.log(growth)
-            log_ratio = np.minimum(log_visible + rate * np.where(known, more, 0.0), 3.0)
-    return 1 + rise
+    return 1 + spike_rise(log_visible, refill, loss, records.learning_rate, records.b1, records.b2, rate)
 
 
 def _history(records: _Records, visible: float) -> tuple[np.ndarray, np.ndarray]:

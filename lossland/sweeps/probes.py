@@ -56,6 +56,9 @@ class Probe:
         dims: record name -> names of the value's own axes, after the step axis.
         begin: for a probe that keeps a memory between records (a warm start): `begin(problem, params) -> memory`;
             `measure` then takes `(problem, optimizer, state, memory, any_lane)` and returns `(values, memory)`.
+        follow: for a memory of every step (extremes, first times), `follow(memory, step, loss) -> memory`: called with
+            the full-data loss before the first step and after each one, or, where steps see batches or random layers,
+            at every record, before it is measured.
     """
 
     name: str
@@ -64,6 +67,11 @@ class Probe:
     descriptions: dict[str, str] = field(default_factory=dict, hash=False)
     dims: dict[str, tuple[str, ...]] = field(default_factory=dict, hash=False)
     begin: Callable[[Problem, Any], Any] | None = None
+    follow: Callable[[Any, jax.Array, jax.Array], Any] | None = None
+
+    def __post_init__(self) -> None:
+        if self.follow is not None and self.begin is None:
+            raise ValueError(f"{self.name}: follow needs a memory; pass begin=function of (problem, params)")
 
     def start(self, problem: Problem, params: Any) -> Any:
         """The memory before the first record, () for a probe without one."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -95,6 +96,15 @@ class SingleRun:
         batch_key = key_of(self.seed, "batches") if self.batches.random else None
         return self.batches.with_batch(on, self.data, order, now, batch_key)
 
+    def follow(self, memories: tuple[Any, ...], step: jax.Array, loss: jax.Array, worth: jax.Array) -> tuple[Any, ...]:
+        """Show the loss to the probes that follow every step; a run that is over is followed no further."""
+        return tuple(
+            memory
+            if probe.follow is None
+            else jax.tree.map(functools.partial(jnp.where, worth), probe.follow(memory, step, loss), memory)
+            for probe, memory in zip(self.probes, memories, strict=True)
+        )
+
     def order(self, now: jax.Array, order: Any) -> Any:
         """Order of the examples in the epoch of step `now`."""
         return self.batches.order(now, order, lambda: key_of(self.seed, "batches"))
@@ -109,6 +119,9 @@ class SingleRun:
         wide_loss = loss.astype(jnp.promote_types(loss.dtype, jnp.float32))  # sums and comparisons need more bits
         probed = self.problem.with_state(model_state)
         wide = cast_floating(params, "float32") if self.dtype == "bfloat16" else params
+        memories = tuple(probe.start(probed, wide) for probe in self.probes)
+        if not self.noisy:
+            memories = self.follow(memories, jnp.int32(0), wide_loss, jnp.bool_(True))
         return Progress(
             step=jnp.int32(0),
             params=params,
@@ -126,7 +139,7 @@ class SingleRun:
             peak_loss=jnp.full_like(wide_loss, -jnp.inf) if self.noisy else jnp.where(bad, -jnp.inf, wide_loss),
             compared_loss=jnp.full_like(wide_loss, jnp.inf) if self.noisy else wide_loss,
             first_loss=wide_loss,
-            memories=tuple(probe.start(probed, wide) for probe in self.probes),
+            memories=memories,
         )
 
     def step(self, now: jax.Array, old: Progress) -> Progress:
@@ -153,7 +166,8 @@ class SingleRun:
             first_bad_step=jnp.where(ongoing & bad, old.step + 1, old.first_bad_step),
         )
         if not self.noisy:
-            return _compare(new, loss, ongoing)
+            followed = self.follow(old.memories, new.step, loss.astype(old.first_loss.dtype), ongoing)
+            return _compare(new, loss, ongoing)._replace(memories=followed)
         size = self.batches.size_at(now).astype(old.epoch_sum.dtype)
         fresh = self.batches.position(now) == 0
         return new._replace(
@@ -187,6 +201,8 @@ class SingleRun:
         if self.noisy:
             first = jnp.where(progress.step == 0, loss, progress.first_loss)
             progress = _compare(progress._replace(first_loss=first), loss, worth)
+            followed = self.follow(progress.memories, progress.step, loss.astype(first.dtype), worth)
+            progress = progress._replace(memories=followed)
         values: dict[str, jax.Array] = {}
         memories = []
         for probe, memory in zip(self.probes, progress.memories, strict=True):
