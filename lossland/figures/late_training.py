@@ -13,17 +13,22 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 from matplotlib.patheffects import Normal, Stroke
-from matplotlib.ticker import FixedFormatter, FixedLocator, NullLocator
+from matplotlib.ticker import FixedLocator, LogFormatterMathtext, NullLocator
 
 from lossland.figures import style
 from lossland.figures.labels import cell_edges, head, number, scale_axis, settle
+from lossland.stability.late_prediction import late_training_scores
 from lossland.stability.spike_boundary import spike_boundary
 
 EDGE = style.CURVE_COLORS[1]
-MISSING: dict[str, Any] = {"facecolor": "white", "edgecolor": "#9AA1AC", "linewidth": 0}
-HATCHES = {"none": "....", "unknown": "xxxx"}
+DOTTED: Any = (0, (1, 1.3))
+NONE: dict[str, Any] = {"facecolor": "white", "edgecolor": "#9AA1AC", "linewidth": 0, "hatch": "....."}
+UNKNOWN: dict[str, Any] = {**NONE, "hatch": "xxxx"}
 """Cells without a value: most runs never spike; nothing to count."""
-HALO = [Stroke(linewidth=2.6, foreground="white"), Normal()]
+HALO = [Stroke(linewidth=3, foreground="white"), Normal()]
+WANTED = ("eps", "b2", "learning_rate")
+LEAST_TIME = 3.0
+"""Steps: the darkest of the times."""
 
 
 def late_training_figure(measured: xr.Dataset, predicted: xr.Dataset | None = None, *, b1: float = 0.9) -> Figure:
@@ -31,131 +36,146 @@ def late_training_figure(measured: xr.Dataset, predicted: xr.Dataset | None = No
 
     Args:
         measured: what `stability.late_training.late_training_map` returned, for one factor.
-        predicted: what `stability.late_prediction.predict_late_spikes` returned: its boundary is drawn on the
-            probability, its times get a row of their own.
+        predicted: what `stability.late_prediction.predict_late_spikes` returned, for that factor: its boundary is drawn
+            on the probability, settings on the wrong side are marked, its times get a row of their own.
         b1: Adam's, for the boundary of bursts on a quadratic.
 
     Raises:
         ValueError: unless the axes are learning_rate, b2 and, if any other, eps.
     """
     dims = set(map(str, measured["probability"].dims))
-    if not {"learning_rate", "b2"} <= dims <= {"learning_rate", "b2", "eps"}:
+    if not {"learning_rate", "b2"} <= dims <= set(WANTED):
         raise ValueError(f"measured: expected the axes learning_rate, b2 and eps, got {', '.join(sorted(dims))}")
-    wanted = ("eps", "b2", "learning_rate")
-    maps = {name: _planes(measured[name], wanted) for name in ("probability", "time", "price")}
-    expected = {}
+    begin, last = float(measured.attrs["late_after"]), float(measured.attrs["num_steps"])
+    scores = None if predicted is None else late_training_scores(measured, predicted)
+    price = _planes(measured["price"])
+    dearest = max(float(price.where(np.isfinite(price), 1).max()), 10.0)
+    hasty = LogNorm(LEAST_TIME, last - begin), style.HEAT.reversed()
+    rows: list[tuple[str, xr.DataArray, Any, Any]] = [
+        ("probability of\na late spike", _planes(measured["probability"]), Normal01, style.HEAT),
+        ("steps to the\nfirst one", _planes(measured["time"]) - begin, *hasty),
+    ]
     if predicted is not None:
-        expected = {name: _planes(predicted[name], wanted) for name in ("probability", "time", "epsilon_floor")}
-    panels = maps["probability"]["eps"].values if "eps" in dims else [np.nan]
-    last = float(measured.attrs["num_steps"])
-    begin = float(measured.attrs.get("late_after", 1))
-    rows = ["probability", "time", *(["predicted time"] if expected else []), "price"]
-    seeds = counted(measured)
+        rows.append(("the same,\npredicted", _planes(predicted["time"]) - begin, *hasty))
+    rows.append(("final loss / best\nat this rate", price, LogNorm(1, dearest), style.HEAT))
+    panels = price["eps"].values if "eps" in dims else []
     with style.house_style():
-        height = 0.95 + 1.22 * len(rows)
-        figure = Figure(figsize=(2 * style.WIDTH, height), layout="constrained")
-        share = float(measured["probability"].mean())
-        head(figure, f"Late spikes: {share:.0%} of settings-weighted runs", "")
-        grid = figure.subplots(len(rows), len(panels), squeeze=False, sharex=True, sharey=True)
-        top = max(float(np.nanmax(np.where(np.isfinite(maps["price"]), maps["price"], 1))), 10.0)
-        scales = {
-            "probability": (maps["probability"], Normalize(0, 1), style.HEAT, "share of runs"),
-            "time": (maps["time"], LogNorm(begin, last), style.HEAT.reversed(), "step"),
-            "price": (maps["price"], LogNorm(1, top), style.HEAT, "× best at this rate"),
-        }
-        if expected:
-            scales["predicted time"] = (expected["time"], *scales["time"][1:])
-        for row, name in enumerate(rows):
-            values, norm, colors, units = scales[name]
+        figure = Figure(figsize=(2 * style.WIDTH, 1.05 + 1.22 * len(rows)), layout="constrained")
+        head(figure, _title(measured, scores), _note(measured, predicted, begin, last))
+        grid = figure.subplots(len(rows), price.sizes["eps"], squeeze=False, sharex=True, sharey=True)
+        for row, (words, planes, norm, colors) in enumerate(rows):
             mesh: Any = None
-            for column in range(len(panels)):
-                ax = grid[row, column]
-                mesh = _shade(ax, values.isel(eps=column), norm, colors)
-                style.dress(ax)
-                if name == "probability":
-                    if np.isfinite(panels[column]):
-                        ax.set_title(f"ε = {number(panels[column])}", fontsize=style.TEXT)
-                    if expected:
-                        _boundary(ax, expected["probability"].isel(eps=column))
-                    ax.axhline(spike_boundary(b1), color=style.INK, linewidth=0.7, linestyle=(0, (1, 1.2)))
+            for column, ax in enumerate(grid[row]):
+                mesh = _shade(ax, planes.isel(eps=column), norm, colors)
+                if row == 0 and len(panels):
+                    ax.set_title(f"ε = {number(panels[column])}", fontsize=style.TEXT)
+                if row == 0:
+                    ax.axhline(spike_boundary(b1), color=style.INK, linewidth=0.8, linestyle=DOTTED)
+                if row == 0 and predicted is not None and scores is not None:
+                    _boundary(ax, _planes(predicted["probability"]).isel(eps=column))
+                    _mark(ax, _planes(scores["right_side"]).isel(eps=column))
                 if column == 0:
                     ax.set_ylabel("1 − β₂", fontsize=style.TEXT)
                 if row == len(rows) - 1:
                     ax.set_xlabel("learning rate", fontsize=style.TEXT)
-            bar = figure.colorbar(mesh, ax=grid[row].tolist(), pad=0.01, aspect=12, fraction=0.03)
-            bar.outline.set_linewidth(0.4)  # type: ignore[operator]
-            bar.ax.tick_params(labelsize=style.SMALL, width=0.4, length=2)
-            bar.ax.yaxis.set_minor_locator(NullLocator())
-            bar.set_label(f"{name}\n({units})", fontsize=style.SMALL)
-        head(figure, _title(measured, expected), _note(measured, predicted, seeds, b1))
-        _key(figure, bool(expected))
+            bar = figure.colorbar(mesh, ax=grid[row].tolist(), pad=0.01, aspect=11, fraction=0.03)
+            _dress_bar(bar, words)
+        _key(figure, predicted is not None)
         settle(figure)
     return figure
 
 
-def counted(measured: xr.Dataset) -> str:
-    """Write how many runs there were."""
-    return f"{int(measured['first_spike'].size)} runs, {measured.sizes['seed']} seeds at each point"
+Normal01 = Normalize(0, 1)
 
 
-def _planes(values: xr.DataArray, wanted: tuple[str, ...]) -> xr.DataArray:
+def _planes(values: xr.DataArray) -> xr.DataArray:
     values = values if "eps" in values.dims else values.expand_dims("eps")
-    return values.transpose(*wanted).sortby(["b2", "learning_rate"])
+    return values.transpose(*WANTED).sortby("learning_rate").sortby("b2", ascending=False)
+
+
+def _sides(plane: xr.DataArray) -> tuple[np.ndarray, np.ndarray]:
+    """Borders of the cells in learning rate and 1 - b2, both rising."""
+    return cell_edges(plane["learning_rate"].values, True), cell_edges(1 - plane["b2"].values, True)
 
 
 def _shade(ax: Axes, plane: xr.DataArray, norm: Any, colors: Any) -> Any:
-    x, y = plane["learning_rate"].values, 1 - plane["b2"].values
-    order = np.argsort(y)
-    values, y = plane.values[order], y[order]
-    across, up = cell_edges(x, True), cell_edges(y, True)
+    across, up = _sides(plane)
+    # A spike in the first steps of late training is as early as the scale goes.
+    values = np.where(np.isfinite(plane.values), np.clip(plane.values, norm.vmin, norm.vmax), np.nan)
     mesh = ax.pcolormesh(across, up, np.ma.masked_invalid(values), norm=norm, cmap=colors, rasterized=True)
-    for row, column in zip(*np.nonzero(~np.isfinite(values)), strict=True):
-        kind = "none" if np.isposinf(values[row, column]) else "unknown"
+    for row, column in zip(*np.nonzero(np.isnan(values)), strict=True):
+        look = NONE if np.isposinf(plane.values[row, column]) else UNKNOWN
         corner = across[column], up[row]
-        size = across[column + 1] - across[column], up[row + 1] - up[row]
-        ax.add_patch(Rectangle(corner, *size, hatch=HATCHES[kind], **MISSING))
-    scale_axis(ax, "x", across[0], across[-1], True)
-    scale_axis(ax, "y", up[0], up[-1], True)
-    for axis in (ax.xaxis, ax.yaxis):
-        ticks: Any = axis.get_majorticklocs()
-        if len(ticks) > 4:  # panels are small
-            texts = axis.get_major_formatter().seq  # type: ignore[attr-defined]
-            axis.set_major_locator(FixedLocator(ticks[::2]))
-            axis.set_major_formatter(FixedFormatter(texts[::2]))
+        ax.add_patch(Rectangle(corner, across[column + 1] - corner[0], up[row + 1] - corner[1], **look))
+    for which, edges in (("x", across), ("y", up)):
+        scale_axis(ax, which, edges[0], edges[-1], True)  # type: ignore[arg-type]
+        axis: Any = ax.xaxis if which == "x" else ax.yaxis
+        powers = np.arange(np.ceil(np.log10(edges[0])), np.floor(np.log10(edges[-1])) + 1)
+        if len(powers) > 1:  # panels are small
+            axis.set_major_locator(FixedLocator((10.0**powers).tolist()))
+            axis.set_major_formatter(LogFormatterMathtext())
+    style.dress(ax)
     return mesh
 
 
 def _boundary(ax: Axes, plane: xr.DataArray) -> None:
     """Draw the sides of cells between those that most runs are predicted to spike in and the others."""
-    x, y = plane["learning_rate"].values, 1 - plane["b2"].values
-    order = np.argsort(y)
-    flags = plane.values[order] > 0.5
-    across, up = cell_edges(x, True), cell_edges(y[order], True)
-    sides = [
+    across, up = _sides(plane)
+    flags = plane.values > 0.5
+    upright = [
         [(across[column + 1], up[row]), (across[column + 1], up[row + 1])]
         for row, column in zip(*np.nonzero(flags[:, 1:] != flags[:, :-1]), strict=True)
-    ] + [
+    ]
+    level = [
         [(across[column], up[row + 1]), (across[column + 1], up[row + 1])]
         for row, column in zip(*np.nonzero(flags[1:] != flags[:-1]), strict=True)
     ]
-    ax.add_collection(
-        LineCollection(sides, colors=EDGE, linewidths=1.4, capstyle="projecting", path_effects=HALO, zorder=4)
+    looks: dict[str, Any] = {"linewidths": 1.5, "capstyle": "projecting", "path_effects": HALO, "zorder": 4}
+    ax.add_collection(LineCollection(upright + level, colors=EDGE, **looks))
+
+
+def _mark(ax: Axes, right: xr.DataArray) -> None:
+    """Cross out the settings on the wrong side of the boundary."""
+    row, column = np.nonzero(right.values == 0)
+    x, y = right["learning_rate"].values[column], 1 - right["b2"].values[row]
+    ax.plot(x, y, "x", color="white", markersize=4.6, markeredgewidth=2.2, zorder=5)
+    ax.plot(x, y, "x", color=EDGE, markersize=3.6, markeredgewidth=1.1, zorder=6)
+
+
+def _dress_bar(bar: Any, words: str) -> None:
+    bar.outline.set_linewidth(0.4)
+    bar.ax.tick_params(labelsize=style.SMALL, width=0.4, length=2)
+    bar.ax.yaxis.set_minor_locator(NullLocator())
+    bar.set_label(words, fontsize=style.SMALL)
+
+
+def _title(measured: xr.Dataset, scores: xr.Dataset | None) -> str:
+    likely = float((measured["probability"] > 0.5).mean())
+    said = f"Adam spikes late at {likely:.0%} of the settings"
+    return said if scores is None else f"{said}; states from before say so of {float(scores['right']):.0%} of them"
+
+
+def _note(measured: xr.Dataset, predicted: xr.Dataset | None, begin: float, last: float) -> str:
+    runs, seeds = int(measured["first_spike"].size), measured.sizes["seed"]
+    factor = measured["visible"].item() if "visible" in measured.coords else None
+    by = "" if factor is None else f" by a factor of {number(factor)}"
+    text = (
+        f"{runs} runs of {last:.0f} steps, {seeds} seeds at each point. A late spike raises the loss{by} after step "
+        f"{begin:.0f}. Dotted cells: most runs have none. Medians over seeds."
+    )
+    if predicted is None:
+        return text
+    return (
+        f"{text} Predicted from states of {predicted.sizes['seed']} other seeds up to step {begin:.0f}: when the "
+        "second moment will have forgotten enough at this ε, and whether the burst can be seen; nothing is fitted."
     )
 
 
-def _title(measured: xr.Dataset, expected: dict[str, Any]) -> str:
-    likely = float((measured["probability"] > 0.5).mean())
-    return f"Most runs spike late at {likely:.0%} of the settings"
-
-
-def _note(measured: xr.Dataset, predicted: xr.Dataset | None, seeds: str, b1: float) -> str:
-    return seeds
-
-
 def _key(figure: Figure, expected: bool) -> None:
-    lines = [Line2D([], [], color=style.INK, linewidth=0.7, linestyle=(0, (1, 1.2)))]
-    words = ["below: bursts on a quadratic"]
+    lines = [Line2D([], [], color=style.INK, linewidth=0.8, linestyle=DOTTED)]
+    words = ["Adam bursts on a quadratic below"]
     if expected:
-        lines.insert(0, Line2D([], [], color=EDGE, linewidth=1.4))
-        words.insert(0, "predicted boundary of late spikes")
-    figure.legend(lines, words, loc="outside upper right", frameon=False, fontsize=style.SMALL, ncols=2)
+        cross = Line2D([], [], color=EDGE, marker="x", markersize=3.6, markeredgewidth=1.1, linewidth=0)
+        lines = [Line2D([], [], color=EDGE, linewidth=1.5), cross, *lines]
+        words = ["predicted boundary", "predicted wrongly", *words]
+    figure.legend(lines, words, loc="outside upper left", frameon=False, fontsize=style.SMALL, ncols=3)

@@ -48,7 +48,7 @@ def measure(folder: Path, fast: bool, table: dict[str, Any]) -> tuple[dict[str, 
     scores = [late_training_scores(whole.isel(visible=place), predicted.isel(visible=place)) for place in range(3)]
     numbers = _numbers(whole, predicted, scores, fast)
     one, expected = whole.isel(visible=0), predicted.isel(visible=0)
-    figures.save_numbers(one.drop_dims("seed").merge(scores[0][["right_side", "time_ratio"]]), folder / "map")
+    figures.save_numbers(one.drop_dims("seed").assign(scores[0][["right_side", "time_ratio"]]), folder / "map")
     figures.save_numbers(expected.drop_dims("seed"), folder / "predicted")
     paths = figures.save(late_training_figure(one, expected), folder / "late_training_map")
     return {name: numbers[name] for name in table}, paths

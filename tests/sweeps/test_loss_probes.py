@@ -136,7 +136,7 @@ def summed():
 
 class TestFollow:
     def test_every_step_of_a_run_that_goes_on_is_shown_whatever_is_recorded_and_the_bits_stay(self):
-        axes, seeds, steps = {"learning_rate": [1e-3, 3.0]}, 2, 56
+        axes, seeds, steps = {"learning_rate": [1e-3, 0.03]}, 2, 56
         plain = ll.run(linear_problem(), optax.sgd, ll.Sweep(axes, seeds, steps, 1), ["loss"], progress=False)
         runs = ll.run(linear_problem(), optax.sgd, ll.Sweep(axes, seeds, steps, 7), ["loss", summed()], progress=False)
         at_records = plain["loss"].sel(step=runs["step"])
