@@ -27,6 +27,7 @@ UNKNOWN: dict[str, Any] = {**NONE, "hatch": "xxxx"}
 """Cells without a value: most runs never spike; nothing to count."""
 HALO = [Stroke(linewidth=3, foreground="white"), Normal()]
 WANTED = ("eps", "b2", "learning_rate")
+SHARE = Normalize(0, 1)
 LEAST_TIME = 3.0
 """Steps: the darkest of the times."""
 
@@ -52,7 +53,7 @@ def late_training_figure(measured: xr.Dataset, predicted: xr.Dataset | None = No
     dearest = max(float(price.where(np.isfinite(price), 1).max()), 10.0)
     hasty = LogNorm(LEAST_TIME, last - begin), style.HEAT.reversed()
     rows: list[tuple[str, xr.DataArray, Any, Any]] = [
-        ("probability of\na late spike", _planes(measured["probability"]), Normal01, style.HEAT),
+        ("probability of\na late spike", _planes(measured["probability"]), SHARE, style.HEAT),
         ("steps to the\nfirst one", _planes(measured["time"]) - begin, *hasty),
     ]
     if predicted is not None:
@@ -85,9 +86,6 @@ def late_training_figure(measured: xr.Dataset, predicted: xr.Dataset | None = No
     return figure
 
 
-Normal01 = Normalize(0, 1)
-
-
 def _planes(values: xr.DataArray) -> xr.DataArray:
     values = values if "eps" in values.dims else values.expand_dims("eps")
     return values.transpose(*WANTED).sortby("learning_rate").sortby("b2", ascending=False)
@@ -105,8 +103,8 @@ def _shade(ax: Axes, plane: xr.DataArray, norm: Any, colors: Any) -> Any:
     mesh = ax.pcolormesh(across, up, np.ma.masked_invalid(values), norm=norm, cmap=colors, rasterized=True)
     for row, column in zip(*np.nonzero(np.isnan(values)), strict=True):
         look = NONE if np.isposinf(plane.values[row, column]) else UNKNOWN
-        corner = across[column], up[row]
-        ax.add_patch(Rectangle(corner, across[column + 1] - corner[0], up[row + 1] - corner[1], **look))
+        left, low = float(across[column]), float(up[row])
+        ax.add_patch(Rectangle((left, low), float(across[column + 1]) - left, float(up[row + 1]) - low, **look))
     for which, edges in (("x", across), ("y", up)):
         scale_axis(ax, which, edges[0], edges[-1], True)  # type: ignore[arg-type]
         axis: Any = ax.xaxis if which == "x" else ax.yaxis

@@ -148,11 +148,11 @@ def predict_from_states(
     )
     below = ratio < 1
     counts = np.isfinite(ratio) & np.isfinite(loss) & (below | ~below.any(-1, keepdims=True))
-    pooled = [_pool(values, like, counts) for values in (wait + steps, rise)]
+    half, size = (_pool(values, like, counts) for values in (wait + steps, rise))
     shape = tuple(like.sizes[name] for name in like.dims[:-2])
     found = {name: np.full(shape, np.nan) for name in ("probability", "time", "round", "seen")}
     for place in np.ndindex(shape):
-        values = _rounds(*(array[place] for array in pooled), after, num_steps, LEAST_SHARE * (visible - 1))
+        values = _rounds(half[place], size[place], after, num_steps, LEAST_SHARE * (visible - 1))
         for name, value in zip(found, values, strict=True):
             found[name][place] = value
     one = like.isel(step=0, seed=0, drop=True)

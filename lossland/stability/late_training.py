@@ -94,7 +94,7 @@ def late_training_map(
     Raises:
         ValueError: before anything compiles, naming the argument, what was expected and what was got.
     """
-    factors = (float(visible),) if np.ndim(visible) == 0 else tuple(np.asarray(visible, float).tolist())
+    factors = tuple(np.atleast_1d(np.asarray(visible, float)).tolist())
     fields.setdefault("every", max(1, num_steps // RECORDS))
     sweep = Sweep(axes, seeds, num_steps, **fields)
     after = sweep.num_steps // 4 if after is None else after

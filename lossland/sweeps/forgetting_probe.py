@@ -54,8 +54,8 @@ def forgetting(horizon: float, tol: float = 1e-3, max_matvecs: int = 96) -> Prob
         _, unravel = ravel_pytree(state.params)
         tiny = jnp.sqrt(jnp.finfo(v.dtype).tiny)
 
-        def newton(carry: Any, _: None) -> Any:
-            start, wait, *_ = carry
+        def newton(carry: Any, nothing: None) -> Any:
+            start, wait = carry[:2]
             root = jnp.sqrt(v * b2**wait * (1 - b2**n) / (1 - b2 ** (n + wait)))
             divisor = jnp.maximum(root + moment.floor, tiny)
             product = operators.preconditioned(hessian, unravel(divisor))
