@@ -150,7 +150,7 @@ def _dress_bar(bar: Any, words: str) -> None:
 def _title(measured: xr.Dataset, scores: xr.Dataset | None) -> str:
     likely = float((measured["probability"] > 0.5).mean())
     said = f"Adam spikes late at {likely:.0%} of the settings"
-    return said if scores is None else f"{said}; states from before say so of {float(scores['right']):.0%} of them"
+    return said if scores is None else f"{said}; {float(scores['right']):.0%} are predicted right from states before"
 
 
 def _note(measured: xr.Dataset, predicted: xr.Dataset | None, begin: float, last: float) -> str:
@@ -176,4 +176,9 @@ def _key(figure: Figure, expected: bool) -> None:
         cross = Line2D([], [], color=EDGE, marker="x", markersize=3.6, markeredgewidth=1.1, linewidth=0)
         lines = [Line2D([], [], color=EDGE, linewidth=1.5), cross, *lines]
         words = ["predicted boundary", "predicted wrongly", *words]
-    figure.legend(lines, words, loc="outside upper left", frameon=False, fontsize=style.SMALL, ncols=3)
+    height = 72 * figure.get_figheight()
+    engine: Any = figure.get_layout_engine()
+    engine.set(rect=(0, 0, 1, 1 - 2 * style.SMALL / height))  # room between title and panels
+    place: dict[str, Any] = {"loc": "upper left", "bbox_to_anchor": (0.004, 1 - 2.1 * (style.TEXT + 1) / height)}
+    legend = figure.legend(lines, words, frameon=False, fontsize=style.SMALL, ncols=3, borderaxespad=0, **place)
+    legend.set_in_layout(False)
