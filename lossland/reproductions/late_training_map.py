@@ -84,5 +84,8 @@ def _numbers(whole: xr.Dataset, predicted: xr.Dataset, scores: list[xr.Dataset],
     return numbers | {
         "spiking_share_beyond_the_quadratic_boundary": float((beyond.isel(visible=0) > 0.5).mean()),
         "spiking_share_beyond_it_at_factor_5": float((beyond.isel(visible=1) > 0.5).mean()),
+        "probability_at_b2_0_7_factor_5": float(
+            small["probability"].isel(visible=1, b2=0).sel(learning_rate=1e-2, method="nearest")
+        ),
         "price_of_b2_0_9": fast_memory / slow,
     }

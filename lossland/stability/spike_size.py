@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from lossland.stability.arguments import Numbers
+from lossland.stability.arguments import Numbers, decay
 from lossland.stability.mode_growth import critical_ratio, dominant_root
 
 _MOST = 3.0
@@ -28,12 +28,17 @@ def spike_rise(
     loss), lambda = r kappa* / learning_rate. `log_ratio` is ln r where the spike shows; it goes on rising by `rate` per
     step until that gradient is reached.
 
-    Right within a factor of two at b2 >= 0.997; at 0.99 about two times too low at the median. NaN unless log_ratio is
-    above 0 and everything is finite. Not for b2 < b1^2, where squared gradients fade faster than they were made.
+    In practice: whether a burst is seen at all. A small 1 - b2, a small loss and a long lag make it large; with b2 far
+    from 1 the second moment is refilled before the loss has risen.
+
+    Right within a factor of two at b2 >= 0.997; at 0.99 about two times too low at the median. Not for b2 < b1^2, where
+    squared gradients fade faster than they were made. NaN where log_ratio is not above 0, or something is not finite.
+
+    Raises ValueError unless 0 <= b1 < 1 and 0 < b2 < 1.
     """
     log_visible = np.minimum(np.asarray(log_ratio, float), _MOST)
     refill, loss, rate = np.asarray(refill, float), np.asarray(loss, float), np.asarray(rate, float)
-    critical, b2 = critical_ratio(b1), np.asarray(b2, float)
+    critical, b2 = critical_ratio(b1), decay("spike_rise", b2)
     log_ratio, rise = log_visible, np.full(np.broadcast(log_visible, refill, loss).shape, np.nan)
     with np.errstate(divide="ignore", invalid="ignore"):
         for _ in range(2):
