@@ -71,6 +71,7 @@ def late_training_figure(measured: xr.Dataset, predicted: xr.Dataset | None = No
                 if row == 0 and len(panels):
                     ax.set_title(f"ε = {number(panels[column])}", fontsize=style.TEXT)
                 if row == 0:
+                    ax.axhline(spike_boundary(b1), color="white", linewidth=2, alpha=0.7)
                     ax.axhline(spike_boundary(b1), color=style.INK, linewidth=0.8, linestyle=DOTTED)
                 if row == 0 and predicted is not None and scores is not None:
                     _boundary(ax, _planes(predicted["probability"]).isel(eps=column))
