@@ -23,7 +23,7 @@ AXES = {
     "b2": 1 - np.geomspace(3e-1, 3e-4, 7),
     "eps": np.array([1e-8, 3e-4, 1e-3, 3e-3]),
 }
-FAST_AXES = {"learning_rate": np.array([1e-3, 1e-2]), "b2": np.array([0.9, 0.999]), "eps": np.array([1e-8, 3e-3])}
+FAST_AXES = {"learning_rate": np.array([5e-4, 1e-2]), "b2": np.array([0.97, 0.999]), "eps": np.array([1e-8, 3e-3])}
 NUM_STEPS, FAST_STEPS = 8000, 4000
 VISIBLE = (2.0, 5.0, 10.0)
 """The first is the one of the map, the others say what it owes to it."""
