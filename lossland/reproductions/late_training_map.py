@@ -30,7 +30,8 @@ VISIBLE = (2.0, 5.0, 10.0)
 MARGIN = 1.5
 """Factor by which eps is above or below its floor where the floor is held against spikes."""
 MEASURED, STATES = range(100, 112), range(10, 14)
-"""Seeds that the map is measured on, and those whose states it is predicted from; neither was looked at before."""
+"""Seeds that the map is measured on, and those whose states it is predicted from. Which form the prediction takes was
+chosen on neither."""
 
 
 def measure(folder: Path, fast: bool, table: dict[str, Any]) -> tuple[dict[str, Any], list[Path]]:
