@@ -166,7 +166,8 @@ def _note(measured: xr.Dataset, predicted: xr.Dataset | None, begin: float, last
         return text
     return (
         f"{text} Predicted from states of {predicted.sizes['seed']} other seeds up to step {begin:.0f}: when the "
-        "second moment will have forgotten enough at this ε, and whether the burst can be seen; nothing is fitted to the map."
+        "second moment will have forgotten enough at this ε, and whether the burst can be seen; nothing is "
+        "fitted to the map."
     )
 
 

@@ -75,8 +75,8 @@ def predict_late_spikes(
     Args:
         problem, optimizer, axes, seeds, num_steps, after, visible: as for `late_training_map`; optax's adam, adamw or
             nadam. So are out, executor, progress and `fields`. Take other seeds than those of the map that is to be
-            predicted: nothing is fitted to it (the half of a rise is `forecast.LEAST_SHARE`, chosen on other runs), but a
-            run's own state knows more than its setting.
+            predicted: nothing is fitted to it (the half of a rise is `forecast.LEAST_SHARE`, chosen on other runs), but
+            a run's own state knows more than its setting.
 
     Returns:
         Dataset over the axes, and "visible" where several factors were given: `VARIABLES`.
