@@ -42,7 +42,7 @@ def networks_figure(runs: Mapping[str, xr.Dataset], lags: Mapping[str, xr.Datase
             "unless it says cross-entropy. Right: spikes under full batches; grey band: measured lag "
             f"{BAND[0]:g} to {BAND[1]:g} times the predicted one.",
         )
-        left, right = figure.subfigures(1, 2, width_ratios=(max(len(names), 2), 2))
+        left, right = np.ravel(figure.subfigures(1, 2, width_ratios=(max(len(names), 2), 2)))
         grid = left.subplots(2, len(names), sharex="col", sharey="row", squeeze=False)
         for place, name in enumerate(names):
             _column(grid[0, place], grid[1, place], name, runs[name])
@@ -68,8 +68,8 @@ def _column(top: Axes, bottom: Axes, name: str, runs: xr.Dataset) -> None:
     top.set(yscale="log", title=NAMES.get(name, name.replace("_", " ")))
     bottom.axhline(1, color=style.INK, linewidth=0.7)
     bottom.set(ylim=(0, 1.5), xlabel="step")
-    bottom.get_xticklabels()[0].set_ha("left")
-    bottom.get_xticklabels()[-1].set_ha("right")
+    bottom.get_xticklabels()[0].set(ha="left")
+    bottom.get_xticklabels()[-1].set(ha="right")
 
 
 def _lags(ax: Axes, lags: Mapping[str, xr.Dataset]) -> None:

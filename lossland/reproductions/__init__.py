@@ -39,6 +39,7 @@ COMPARISONS = {
     "relative": lambda measured, expected, tolerance: abs(measured - expected) <= tolerance * abs(expected),
     "equal": lambda measured, expected, tolerance: measured == expected,
     "within": lambda measured, expected, tolerance: measured[0] - tolerance <= expected <= measured[1] + tolerance,
+    "between": lambda measured, expected, tolerance: expected[0] - tolerance <= measured <= expected[1] + tolerance,
     "at_most": lambda measured, expected, tolerance: measured <= expected + tolerance,
     "at_least": lambda measured, expected, tolerance: measured >= expected - tolerance,
 }
@@ -143,7 +144,14 @@ def reproduce(name: str | None = None, *, as_json: bool = False, fast: bool = Fa
 
 def format_numbers(target: str, numbers: list[Number], seconds: float) -> str:
     """Lay the numbers of a target out for a terminal; words that do not fit a column stand on a line of their own."""
-    signs = {"absolute": "±", "relative": "± rel.", "equal": "=", "within": "in range", "at_most": "at most"}
+    signs = {
+        "absolute": "±",
+        "relative": "± rel.",
+        "equal": "=",
+        "within": "in range",
+        "between": "in range",
+        "at_most": "at most",
+    }
     heading = f"  {'number':<50}{'expected':>12}  {'tolerance':<14}{'measured':>24}  verdict"
     lines = [f"{target} ({seconds:.0f} s)", heading]
     for number in numbers:

@@ -61,10 +61,12 @@ class TestVerdicts:
             ("at_most", 1.1, 1.2),
             ("at_least", 0.9, 0.8),
             ("within", [0.5, 2.0], [1.5, 2.0]),
+            ("between", 1.15, 1.25),
         ],
     )
     def test_each_comparison_can_fail(self, comparison, good, bad):
-        table = {"x": {"expected": 1.0, "tolerance": 0.1000001, "comparison": comparison, "source": "s"}}
+        expected = [0.9, 1.1] if comparison == "between" else 1.0
+        table = {"x": {"expected": expected, "tolerance": 0.1000001, "comparison": comparison, "source": "s"}}
         assert judge("t", {"x": good}, table)[0].verdict == "reproduced"
         assert judge("t", {"x": bad}, table)[0].verdict == "failed"
 
