@@ -95,10 +95,10 @@ def trainers(work: Work, optimizer: Callable[[], Any]) -> dict[str, dict[str, Ca
                 params, state, value = step(*carry)
                 return (params, state), value
 
-            return lax.scan(body, (params, state), length=work.num_steps)[0][0]
+            return lax.scan(body, (params, state), length=work.num_steps)[0]  # all of it, or XLA leaves the rest out
 
         def scan(scanned: Any = scanned, state: Any = start) -> Any:
-            return jax.block_until_ready(scanned(params, state))
+            return jax.block_until_ready(scanned(params, state))[0]
 
         found["loop"][name], found["scan"][name] = loop, scan
     return found

@@ -103,8 +103,9 @@ def monitor(
         new_updates, inner_state = inner.update(updates, state.inner, params, **extra)
         moment = None if read is None else read(inner_state)
         # Behind a barrier nothing that is measured is fused with what is trained: the bits stay those of the optimizer.
-        seen = lax.optimization_barrier((updates, new_updates, moment))
-        row, num_nonfinite = _measure(loss, *seen)
+        second, floor = (None, 0.0) if moment is None else moment
+        seen = lax.optimization_barrier((updates, new_updates, second))
+        row, num_nonfinite = _measure(loss, *seen, floor)
         counters, levels = _count(state.counters, state.levels, loss, given, num_nonfinite)
         step = state.counters[0]
         recent = lax.dynamic_update_index_in_dim(state.recent, row, step % window, 0)
@@ -207,7 +208,7 @@ def _checked_loss(value: Any) -> jax.Array:
     return jnp.asarray(value, jnp.float32)
 
 
-def _measure(loss: jax.Array, gradient: Any, updates: Any, moment: tuple[Any, Any] | None) -> Any:
+def _measure(loss: jax.Array, gradient: Any, updates: Any, second: Any, floor: Any) -> Any:
     """The row of one step, `Float32[record]`, and the number of non-finite entries."""
     g, u = _leaves(gradient), _leaves(updates)
     gg, uu, gu = (
@@ -223,8 +224,8 @@ def _measure(loss: jax.Array, gradient: Any, updates: Any, moment: tuple[Any, An
     num_nonfinite = lax.cond(jnp.isfinite(gg), lambda: jnp.zeros(()), count_nonfinite)
     lengths = jnp.sqrt(gg) * jnp.sqrt(uu)
     excess: tuple[Any, ...] = (jnp.nan,) * 3
-    if moment is not None and jax.tree.structure(moment[0]) == jax.tree.structure(gradient):
-        roots, floor = [jnp.sqrt(leaf) for leaf in _leaves(moment[0])], moment[1]
+    if second is not None and jax.tree.structure(second) == jax.tree.structure(gradient):
+        roots = [jnp.sqrt(leaf) for leaf in _leaves(second)]
         bounds = [jnp.maximum(root, floor) for root in roots]
         shares = [(leaf / jnp.where(bound > 0, bound, 1)) ** 2 for leaf, bound in zip(g, bounds, strict=True)]
         total, below = (

@@ -60,8 +60,8 @@ def pack_curves(values: np.ndarray) -> dict[str, Any]:
     with np.errstate(divide="ignore", invalid="ignore"):
         levels = np.where(log[:, None], np.log(values), values)
     some = finite.any(1)
-    low = np.where(some, np.min(np.where(finite, levels, np.inf), axis=1, initial=np.inf), 0).astype(np.float32)
-    high = np.where(some, np.max(np.where(finite, levels, -np.inf), axis=1, initial=-np.inf), 0).astype(np.float32)
+    low = _single(np.where(some, np.min(np.where(finite, levels, np.inf), axis=1, initial=np.inf), 0))
+    high = _single(np.where(some, np.max(np.where(finite, levels, -np.inf), axis=1, initial=-np.inf), 0))
     size = np.where(high > low, high.astype(np.float64) - low, 1)
     share = np.where(finite, (levels - low[:, None]) / size[:, None], 0)
     codes = 1 + np.clip(np.round(share * (LEVELS - 1)), 0, LEVELS - 1)
@@ -85,9 +85,15 @@ def unpack_curves(packed: dict[str, Any], num_runs: int) -> np.ndarray:
 
 def encode(values: Any, dtype: str) -> str:
     """Numbers as base64."""
-    return base64.b64encode(np.ascontiguousarray(values, dtype)).decode()
+    with np.errstate(over="ignore"):  # beyond float32 is infinity
+        return base64.b64encode(np.ascontiguousarray(values, dtype)).decode()
 
 
 def decode(text: str, dtype: str) -> np.ndarray:
     """Numbers from base64."""
     return np.frombuffer(base64.b64decode(text), dtype)
+
+
+def _single(values: np.ndarray) -> np.ndarray:
+    largest = float(np.finfo(np.float32).max)
+    return np.clip(values, -largest, largest).astype(np.float32)

@@ -74,28 +74,28 @@ def test_a_jitted_loop_trains_the_same_bits(name):
 @pytest.mark.parametrize("name", ["momentum", "adam"])
 def test_scanned_and_vmapped_runs_train_the_same_bits(name):
     params, loss, batch = network()
-    rates = jnp.asarray([0.001, 0.01, 0.3])
     ends = []
     for wrap in (plain, functools.partial(ll.monitor, window=8)):
 
-        def train(rate, wrap=wrap):
-            tx = wrap(OPTIMIZERS[name](rate))
+        def train(scale, wrap=wrap):
+            tx = wrap(OPTIMIZERS[name]())
             step = step_of(tx, loss)
+            start = jax.tree.map(lambda leaf: scale * leaf, params)
 
             def body(carry, _):
                 *carry, value = step(*carry, batch)
                 return tuple(carry), value
 
-            (end, state), values = jax.lax.scan(body, (params, tx.init(params)), length=40)
+            (end, state), values = jax.lax.scan(body, (start, tx.init(start)), length=40)
             return (end, values), state
 
-        trained, state = jax.jit(jax.vmap(train))(rates)
+        trained, state = jax.jit(jax.vmap(train))(jnp.asarray([0.1, 1.0, 20.0]))
         ends.append(trained)
     assert same_bits(*ends)
     found = ll.monitored(state)
     assert found["loss"].dims == ("run", "step")
     np.testing.assert_array_equal(found["loss"], np.asarray(ends[0][1]))
-    assert ll.monitored(state, dims=("learning_rate",))["status"].dims == ("learning_rate",)
+    assert ll.monitored(state, dims=("scale",))["status"].dims == ("scale",)
     with pytest.raises(ValueError, match=r"dims: expected 1 names"):
         ll.monitored(state, dims=("a", "b"))
 

@@ -13,10 +13,13 @@ from tests.figures.synthetic import catapults
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
 
-def small(**options):
+def small(sharpness=True):
     """Learning rates x seeds, with runs of several outcomes."""
-    runs = catapults({"learning_rate": np.geomspace(0.1, 4, 9)}, num_seeds=4, **options)
+    runs = catapults({"learning_rate": np.geomspace(0.1, 4, 9)}, num_seeds=4, sharpness=sharpness)
     size = runs["status"].shape
+    if sharpness:
+        for name in ("relative_sharpness", "sharpness"):
+            runs[name][:, 1::2, 4:] *= 0.5  # every other seed ends well below the edge
     runs["peak_loss"] = runs["loss"].max("step")
     runs["num_rises"] = (runs["first_rise_step"] >= 0).astype(np.int32)
     runs["steps_done"] = (runs["status"].dims, np.full(size, 40))
@@ -34,7 +37,7 @@ def floats(text):
     return np.frombuffer(base64.b64decode(text), "<f4")
 
 
-def dumped(path, address="", folder=None, wait=4000, size="1280,900", *flags):
+def dumped(path, address="", folder=None, size="1280,900", *flags):
     """The document after its script has run, as headless Chromium has it."""
     command = [
         CHROMIUM,
@@ -45,7 +48,6 @@ def dumped(path, address="", folder=None, wait=4000, size="1280,900", *flags):
         "--disable-background-networking",
         f"--user-data-dir={folder or path.parent / 'profile'}",
         f"--window-size={size}",
-        f"--virtual-time-budget={wait}",
         *flags,
         "--dump-dom",
         f"file://{path}{address}",

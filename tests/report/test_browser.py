@@ -8,7 +8,7 @@ import pytest
 
 import lossland as ll
 from tests.report.synthetic import CHROMIUM, dumped, small
-from tests.report.test_page import HOSTILE
+from tests.report.test_page import HOSTILE, Elements
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed")
 
@@ -24,7 +24,7 @@ def test_names_that_are_markup_are_shown_as_they_are(tmp_path):
     page = dumped(path)
     assert "data-ready=" in page
     assert "<title>broken" not in page
-    assert "<img" not in re.sub(r"<script.*?</script>|<title>.*?</title>", "", page, flags=re.DOTALL)
+    assert "img" not in {tag for tag, _ in Elements(page).tags}
     assert "&lt;img src=x" in text_of(page, "title")
 
 

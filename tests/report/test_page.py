@@ -7,7 +7,9 @@ import importlib.resources
 import re
 
 import numpy as np
+import optax
 import pytest
+import xarray as xr
 
 import lossland as ll
 from lossland.cli import main
@@ -26,16 +28,20 @@ class Elements(html.parser.HTMLParser):
 
     def __init__(self, text):
         super().__init__()
-        self.tags, self.texts = [], []
+        self.tags, self.texts, self.inside = [], [], False
         self.feed(text)
 
     def handle_starttag(self, tag, attrs):
         self.tags.append((tag, dict(attrs)))
-        if tag in ("script", "style"):
+        self.inside = tag in ("script", "style")
+        if self.inside:
             self.texts.append((tag, dict(attrs), ""))
 
+    def handle_endtag(self, tag):
+        self.inside = False
+
     def handle_data(self, data):
-        if self.tags and self.tags[-1][0] in ("script", "style"):
+        if self.inside:
             tag, attrs, text = self.texts[-1]
             self.texts[-1] = (tag, attrs, text + data)
 
@@ -70,7 +76,8 @@ def test_every_colour_of_an_outcome_is_in_the_style():
 
 
 def test_numbers_are_the_sweep_s():
-    runs = not_run(small(), np.arange(36).reshape(9, 4) == 35)
+    runs = small()
+    runs = not_run(runs, xr.DataArray(np.arange(36).reshape(9, 4) == 35, dims=runs["status"].dims))
     given = data_of(page(contents(runs)))
     codes = np.frombuffer(base64.b64decode(given["outcome"]), np.uint8).reshape(9, 4)
     flags = classes(runs)
@@ -109,7 +116,7 @@ def test_a_run_is_told_in_words_with_its_own_numbers():
     runs = small()
     given = contents(runs)
     texts = [given["texts"][i] for i in np.frombuffer(base64.b64decode(given["textOf"]), "<u4")]
-    run = int(np.ravel_multi_index((int(np.argmax(runs["learning_rate"].values > 1.2)), 0), (9, 4)))
+    run = int(np.ravel_multi_index((int(np.argmax(runs["learning_rate"].values > 1.2)), 1), (9, 4)))
     ratio = float(runs["relative_sharpness"].values.reshape(36, -1)[run, 0])
     assert 1 < ratio < 2
     assert f"starts at {ratio:.3g} times the threshold, above it" in texts[run]
@@ -189,7 +196,7 @@ def test_a_sweep_without_losses_or_sharpness_has_a_report():
 def test_the_command_writes_a_report(tmp_path, capsys):
     problem = ll.problems.reported.linear_regression()
     sweep = ll.Sweep({"learning_rate": [0.003, 0.01]}, seeds=2, num_steps=20, every=5)
-    ll.run(problem, ll.Optimizer(__import__("optax").sgd), sweep, ["loss", "sharpness"], tmp_path / "runs", progress=False)
+    ll.run(problem, optax.sgd, sweep, ["loss", "sharpness"], tmp_path / "runs", progress=False)
     assert main(["report", str(tmp_path / "runs")]) == 0
     assert "report.html" in capsys.readouterr().out
     given = data_of((tmp_path / "runs" / "report.html").read_text())
