@@ -1,8 +1,8 @@
 """What `ll.monitor` adds to a training step: `python -m benchmarks.monitor [--fast] [--json FILE] [--only NAME ...]`.
 
 The same steps with and without it, in turn within every round and in changing order, so that a machine that drifts
-drifts for both; reported are medians over rounds of the ratio of the two. Steps are taken in a Python loop of one jitted
-step, as users write it, and in one jitted scan.
+drifts for both; reported are medians over rounds of the ratio of the two, of wall time and of the time that all threads
+of the process spent. Steps are taken in a Python loop of one jitted step, as users write it, and in one jitted scan.
 """
 
 from __future__ import annotations
@@ -109,17 +109,21 @@ def measure(calls: dict[str, Callable[[], Any]], num_steps: int, rounds: int) ->
     ends = {name: call() for name, call in calls.items()}  # compiles
     leaves = [[np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(end)] for end in ends.values()]
     times: dict[str, list[float]] = {name: [] for name in calls}
+    spent: dict[str, list[float]] = {name: [] for name in calls}
     for place in range(rounds):
         for name in sorted(calls, reverse=bool(place % 2)):
-            began = time.perf_counter()
+            began, before = time.perf_counter(), time.process_time()
             calls[name]()
+            spent[name].append((time.process_time() - before) / num_steps)
             times[name].append((time.perf_counter() - began) / num_steps)
     ratios = sorted(m / p for m, p in zip(times["monitored"], times["plain"], strict=True))
+    work = [m / p for m, p in zip(spent["monitored"], spent["plain"], strict=True)]
     extra = statistics.median(m - p for m, p in zip(times["monitored"], times["plain"], strict=True))
     return {
         "plain_microseconds": 1e6 * statistics.median(times["plain"]),
         "extra_microseconds": 1e6 * extra,
         "ratio": statistics.median(ratios),
+        "ratio_of_processor_time": statistics.median(work),
         "ratio_of_the_fastest": min(times["monitored"]) / min(times["plain"]),
         "ratio_quartiles": [ratios[len(ratios) // 4], ratios[-1 - len(ratios) // 4]],
         "same_bits": leaves[0] == leaves[1],
@@ -146,8 +150,9 @@ def main(arguments: list[str] | None = None) -> int:
                 low, high = row["ratio_quartiles"]
                 print(
                     f"{work.name:<24}{optimizer:<10}{way:<6}{row['plain_microseconds']:>9.1f} us a step, "
-                    f"{row['extra_microseconds']:+7.1f} us, ratio {row['ratio']:.3f} [{low:.3f}, {high:.3f}], fastest "
-                    f"{row['ratio_of_the_fastest']:.3f}, {'same bits' if row['same_bits'] else 'OTHER BITS'}"
+                    f"{row['extra_microseconds']:+7.1f} us, ratio {row['ratio']:.3f} [{low:.3f}, {high:.3f}], "
+                    f"of processor time {row['ratio_of_processor_time']:.3f}, "
+                    f"of the fastest {row['ratio_of_the_fastest']:.3f}, {'same bits' if row['same_bits'] else 'OTHER BITS'}"
                 )
                 sys.stdout.flush()
     if options.json:

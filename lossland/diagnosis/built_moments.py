@@ -17,7 +17,7 @@ SIZES = (1.0, 1e-4, 1e-8, 1e-12, 1e-16)
 ACCURACY = 1e-3
 
 ReadMoment = Callable[[Any], "tuple[Any, Any] | None"]
-"""Advanced optimizer state -> (v, floor of sqrt(v)): v a pytree like the parameters, in gradient^2; None if not held."""
+"""Advanced optimizer state -> (v, floor of sqrt(v)): v a pytree like the parameters, in gradient^2; or None."""
 
 
 def moment_reader(transformation: optax.GradientTransformationExtraArgs) -> ReadMoment | None:
@@ -30,7 +30,13 @@ def moment_reader(transformation: optax.GradientTransformationExtraArgs) -> Read
     try:
         with jax.ensure_compile_time_eval():
             found = _probe(transformation)
-    except (TypeError, ValueError, KeyError, IndexError, AttributeError):  # it takes only the parameters it was made for
+    except (
+        TypeError,
+        ValueError,
+        KeyError,
+        IndexError,
+        AttributeError,
+    ):  # made for other parameters
         return None
     if found is None:
         return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import jax
@@ -31,30 +32,34 @@ RECORDS = {
 }
 """What is kept of a step: name -> (units, description), in the order of the buffers' columns."""
 COUNTERS = ("steps_done", "first_bad_step", "first_rise_step", "num_rises")
+"""What is counted over all steps; one more entry of the state is the number of rows of the history."""
 LEVELS = ("first_loss", "last_loss", "peak_loss")
 PARTS = ("all", "recent", "history")
-LANES = (128, 64, 32, 16, 8)
-LARGE = 2048
-"""Arrays of more elements are summed in lanes, which a CPU does at once."""
+SMALL = 4096
+"""Arrays of fewer elements are measured together: an operation on few numbers costs as much as one on many."""
 
 
 class MonitorState(NamedTuple):
     """State of a monitored optimizer.
 
-    inner: state of the optimizer itself; counters: `Int32[4]`, `COUNTERS`; levels: `Float32[3]`, `LEVELS`; recent:
-    `Float32[window, record]`, step t in row t mod window; history: `Float32[rows + 1, record]`, evenly spaced steps from
-    the first on in rows that `_row_of` tells, the last row for what is not kept.
+    inner: state of the optimizer itself; counters: `Int32[5]`, `COUNTERS` and the history's rows; levels: `Float32[3]`,
+    `LEVELS`; records: `Float32[row, record]`, first the history (evenly spaced steps from the first on in the rows that
+    `_row_of` tells, and one row for what is not kept), then the window, step t in row t mod its length.
     """
 
     inner: Any
     counters: jax.Array
     levels: jax.Array
-    recent: jax.Array
-    history: jax.Array
+    records: jax.Array
 
 
 def monitor(
-    optimizer: Any, *, window: int = 300, history: int = 512, second_moment: FindSecondMoment | None = None
+    optimizer: Any,
+    *,
+    every: int = 8,
+    window: int = 300,
+    history: int = 512,
+    second_moment: FindSecondMoment | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Wrap an optimizer of your own loop so that its state keeps what explanation needs; updates stay the same bits.
 
@@ -64,53 +69,56 @@ def monitor(
         updates, opt_state = tx.update(gradient, opt_state, params, value=loss)
         print(ll.explain_history(ll.monitored(opt_state, "history")["loss"]))
 
-    Every step it keeps `RECORDS`: g.u, |g|, |u|, their cosine, how far g^2 exceeds the second moment v of Adam, AMSGrad,
-    RMSprop or Adagrad (decay and eps are found by probing the optimizer once), non-finite entries. Nothing is computed
-    on the host; it works under jit, scan and vmap.
+    It keeps the loss and the count of rises of every step and, every few steps, the rest of `RECORDS`: |g|, |u|, g.u,
+    their cosine, how far g^2 exceeds the second moment v of Adam, AMSGrad, RMSprop or Adagrad (decay and eps are found
+    by probing the optimizer once), non-finite entries. Nothing is computed on the host; it works under jit, scan and
+    vmap (which measures at every step and drops what is not asked for).
 
     Args:
         optimizer: an optax transformation, or an `ll.Optimizer` with all its arguments decided.
+        every: steps between measurements of gradient, update and second moment, a power of two: NaN in the steps
+            between. 1 measures them all, which small networks feel.
         window: the last so many steps are all kept.
         history: at most so many evenly spaced steps are kept from the first on; a power of two.
         second_moment: function of the advanced inner state that returns a `SecondMoment`, for an optimizer whose state
             is not known. Without one, and where none is found, the records of v are left out.
 
     Raises:
-        ValueError: for something that is no optimizer, a window below 2 or a history that is no power of two from 16 on;
-            (when traced) for a value that is no scalar.
+        ValueError: for something that is no optimizer, a window below 2, an interval that is no power of two, or a
+            history that is none from 16 on; (when traced) for a value that is no scalar.
     """
     inner = _transformation(optimizer)
-    for name, value, least in (("window", window, 2), ("history", history, 16)):
+    for name, value, least in (("every", every, 1), ("window", window, 2), ("history", history, 16)):
         if isinstance(value, bool) or not isinstance(value, int) or value < least:
             raise ValueError(f"{name}: expected an integer of at least {least}, got {value!r}")
-    if history & (history - 1):
-        raise ValueError(f"history: expected a power of two, got {history}; the next is {1 << history.bit_length()}")
+        if name != "window" and value & (value - 1):
+            raise ValueError(f"{name}: expected a power of two, got {value}; the next is {1 << value.bit_length()}")
     read = moment_reader(inner) if second_moment is None else _given(second_moment)
 
     def init(params: Any) -> MonitorState:
-        blank = jnp.full((window, len(RECORDS)), jnp.nan, jnp.float32)
         return MonitorState(
             inner.init(params),
-            jnp.asarray([0, -1, -1, 0], jnp.int32),
+            jnp.asarray([0, -1, -1, 0, history], jnp.int32),
             jnp.asarray([jnp.nan, jnp.inf, -jnp.inf], jnp.float32),
-            blank,
-            jnp.full((history + 1, len(RECORDS)), jnp.nan, jnp.float32),
+            jnp.full((history + 1 + window, len(RECORDS)), jnp.nan, jnp.float32),
         )
 
     def update(updates: Any, state: MonitorState, params: Any = None, **extra: Any) -> tuple[Any, MonitorState]:
-        given = extra.get("value") is not None
         loss = _checked_loss(extra.get("value"))
         new_updates, inner_state = inner.update(updates, state.inner, params, **extra)
-        moment = None if read is None else read(inner_state)
-        # Behind a barrier nothing that is measured is fused with what is trained: the bits stay those of the optimizer.
-        second, floor = (None, 0.0) if moment is None else moment
-        seen = lax.optimization_barrier((updates, new_updates, second))
-        row, num_nonfinite = _measure(loss, *seen, floor)
-        counters, levels = _count(state.counters, state.levels, loss, given, num_nonfinite)
         step = state.counters[0]
-        recent = lax.dynamic_update_index_in_dim(state.recent, row, step % window, 0)
-        kept = lax.dynamic_update_index_in_dim(state.history, row, _row_of(step, history), 0)
-        return new_updates, MonitorState(inner_state, counters, levels, recent, kept)
+
+        def measured(seen: Any) -> jax.Array:
+            return _measure(*seen[:2], None if read is None else read(seen[2]))
+
+        # In a branch of its own nothing that is measured is fused with what is trained: the bits are the optimizer's.
+        seen = (updates, new_updates, None if read is None else inner_state)
+        row = _at_every(every, step, measured, seen)
+        counters, levels = _count(state.counters, state.levels, loss, row[-1])
+        row = row.at[0].set(jnp.nan if loss is None else loss)
+        records = lax.dynamic_update_index_in_dim(state.records, row, _row_of(step, history), 0)
+        records = lax.dynamic_update_index_in_dim(records, row, history + 1 + step % window, 0)
+        return new_updates, MonitorState(inner_state, counters, levels, records)
 
     return optax.GradientTransformationExtraArgs(init, update)
 
@@ -134,15 +142,15 @@ def monitored(opt_state: Any, part: str = "all", dims: tuple[str, ...] | None = 
     if part not in PARTS:
         raise ValueError(f"part: expected one of {', '.join(PARTS)}, got {part!r}")
     state = _find(opt_state)
-    counters, levels, recent, history = (np.asarray(leaf) for leaf in state[1:])
+    counters, levels, records = (np.asarray(leaf) for leaf in state[1:])
     lead = counters.shape[:-1]
     names = tuple(dims) if dims is not None else ("run",)[: len(lead)]
     if len(names) != len(lead):
         raise ValueError(f"dims: expected {len(lead)} names for leading axes of shape {lead}, got {names}")
-    num_steps = int(counters[..., 0].max(initial=0))
+    num_steps, rows = (int(counters[..., place].max(initial=0)) for place in (0, len(COUNTERS)))
     if np.any(counters[..., 0] != num_steps):
         raise ValueError("opt_state: its runs have taken different numbers of steps; read them one by one")
-    rows = history.shape[-2] - 1
+    recent, history = records[..., rows + 1 :, :], records[..., :rows, :]
     kept, places = _history_steps(num_steps, rows)
     last = np.arange(max(0, num_steps - recent.shape[-2]), num_steps)
     found = {"recent": (last, recent[..., last % recent.shape[-2], :]), "history": (kept, history[..., places, :])}
@@ -165,7 +173,7 @@ def _dataset(
         for place, (name, (units, text)) in enumerate(RECORDS.items())
         if name in measured or (name == "loss" and has_loss)
     }
-    summary = dict(zip(COUNTERS, np.moveaxis(counters, -1, 0), strict=True))
+    summary = dict(zip(COUNTERS, np.moveaxis(counters, -1, 0)[: len(COUNTERS)], strict=True))
     if has_loss:
         summary["peak_loss"] = levels[..., LEVELS.index("peak_loss")]
     else:
@@ -183,8 +191,8 @@ def _transformation(optimizer: Any) -> optax.GradientTransformationExtraArgs:
     made = as_optimizer(optimizer)
     if missing := made.missing({}):
         raise ValueError(
-            f"optimizer: expected a transformation such as optax.{made.name}(1e-3), got the factory {made.name} without "
-            f"its {', '.join(missing)}; call it"
+            f"optimizer: expected a transformation such as optax.{made.name}(1e-3), got the factory {made.name} "
+            f"without its {', '.join(missing)}; call it"
         )
     built = made.build()
     if not isinstance(built, optax.GradientTransformation):
@@ -200,83 +208,80 @@ def _given(second_moment: FindSecondMoment) -> Any:
     return read
 
 
-def _checked_loss(value: Any) -> jax.Array:
+def _checked_loss(value: Any) -> jax.Array | None:
     if value is None:
-        return jnp.full((), jnp.nan, jnp.float32)
+        return None
     if jnp.shape(value) != ():
         raise ValueError(f"value: expected the scalar loss of this step, got shape {jnp.shape(value)}")
     return jnp.asarray(value, jnp.float32)
 
 
-def _measure(loss: jax.Array, gradient: Any, updates: Any, second: Any, floor: Any) -> Any:
-    """The row of one step, `Float32[record]`, and the number of non-finite entries."""
-    g, u = _leaves(gradient), _leaves(updates)
-    gg, uu, gu = (
-        sum((jnp.sum(a * b) for a, b in zip(left, right, strict=True)), jnp.zeros(()))
-        for left, right in ((g, g), (u, u), (g, u))
-    )
-    size = max(1, sum(leaf.size for leaf in g))
+def _at_every(every: int, step: jax.Array, measure: Callable[[Any], jax.Array], seen: Any) -> jax.Array:
+    """The measurements of this step; NaN, and 0 non-finite entries, in the steps between."""
+    if every == 1:
+        return measure(lax.optimization_barrier(seen))
+    blank = jnp.asarray([*[jnp.nan] * (len(RECORDS) - 1), 0.0], jnp.float32)
+    return lax.cond(step % every == 0, measure, lambda seen: blank, seen)
 
-    def count_nonfinite() -> jax.Array:
-        return sum((jnp.sum(~jnp.isfinite(leaf), dtype=jnp.float32) for leaf in g), jnp.zeros(()))
 
-    # A finite sum of squares has no other terms.
-    num_nonfinite = lax.cond(jnp.isfinite(gg), lambda: jnp.zeros(()), count_nonfinite)
+def _measure(gradient: Any, updates: Any, moment: tuple[Any, Any] | None) -> jax.Array:
+    """The row of one step, `Float32[record]`, but for the loss."""
+    g, u = _parts(gradient), _parts(updates)
+    gg, uu, gu = (_total(map(_dot, left, right)) for left, right in ((g, g), (u, u), (g, u)))
+    size = max(1, sum(part.size for part in g))
     lengths = jnp.sqrt(gg) * jnp.sqrt(uu)
     excess: tuple[Any, ...] = (jnp.nan,) * 3
-    if second is not None and jax.tree.structure(second) == jax.tree.structure(gradient):
-        roots = [jnp.sqrt(leaf) for leaf in _leaves(second)]
-        bounds = [jnp.maximum(root, floor) for root in roots]
-        shares = [(leaf / jnp.where(bound > 0, bound, 1)) ** 2 for leaf, bound in zip(g, bounds, strict=True)]
-        total, below = (
-            sum((jnp.sum(leaf, dtype=jnp.float32) for leaf in leaves), jnp.zeros(()))
-            for leaves in (shares, [root < floor for root in roots])
+    if moment is not None and g and jax.tree.structure(moment[0]) == jax.tree.structure(gradient):
+        roots = [jnp.sqrt(part) for part in _parts(moment[0])]
+        bounds = [jnp.maximum(root, moment[1]) for root in roots]
+        ratios = [part / jnp.where(bound > 0, bound, 1) for part, bound in zip(g, bounds, strict=True)]
+        below = [(root < moment[1]).astype(jnp.float32) for root in roots]
+        largest = jnp.max(jnp.stack([jnp.max(jnp.abs(ratio)) for ratio in ratios]))
+        excess = (
+            jnp.sqrt(_total(map(_dot, ratios, ratios)) / size),
+            largest**2,
+            _total(map(_dot, below, below)) / size,
         )
-        largest = jnp.max(jnp.stack([jnp.max(leaf) for leaf in shares]))
-        excess = (jnp.sqrt(total / size), largest, below / size)
-    row = (
-        loss,
-        jnp.sqrt(gg),
-        jnp.sqrt(uu),
-        gu,
-        gu / jnp.where(lengths > 0, lengths, 1),
-        *excess,
-        num_nonfinite,
-    )
-    return jnp.stack([jnp.asarray(value, jnp.float32) for value in row]), num_nonfinite
+    num_nonfinite = _total(jnp.sum(~jnp.isfinite(part), dtype=jnp.float32) for part in g)
+    cosine = gu / jnp.where(lengths > 0, lengths, 1)
+    row = (jnp.nan, jnp.sqrt(gg), jnp.sqrt(uu), gu, cosine, *excess, num_nonfinite)
+    return jnp.stack([jnp.asarray(value, jnp.float32) for value in row])
 
 
-def _leaves(tree: Any) -> list[jax.Array]:
-    """Real numbers of a pytree in float32, large arrays as rows of lanes: `Float32["row lane"]`."""
-    found = []
+def _parts(tree: Any) -> list[jax.Array]:
+    """Real numbers of a pytree as vectors in float32: large arrays, and all the small ones together."""
+    large, small = [], []
     for leaf in jax.tree.leaves(tree):
         leaf = jnp.asarray(leaf)
-        parts = [leaf.real, leaf.imag] if jnp.iscomplexobj(leaf) else [leaf]
-        for part in parts:
-            part = part.astype(jnp.float32)
-            lanes = next((n for n in LANES if part.size > LARGE and part.size % n == 0), None)
-            found.append(part.reshape(-1, lanes) if lanes else part.reshape(-1))
-    return found
+        for part in [leaf.real, leaf.imag] if jnp.iscomplexobj(leaf) else [leaf]:
+            (small if part.size < SMALL else large).append(part.astype(jnp.float32).reshape(-1))
+    return [*large, jnp.concatenate(small)] if small else large
 
 
-def _count(counters: jax.Array, levels: jax.Array, loss: jax.Array, given: bool, num_nonfinite: jax.Array) -> Any:
+def _dot(left: jax.Array, right: jax.Array) -> jax.Array:
+    return jnp.vdot(left, right, precision=lax.Precision.HIGHEST)
+
+
+def _total(values: Iterable[jax.Array]) -> jax.Array:
+    return sum(values, jnp.zeros((), jnp.float32))
+
+
+def _count(counters: jax.Array, levels: jax.Array, loss: jax.Array | None, num_nonfinite: jax.Array) -> Any:
     """Figures over every step, by the rules of `ll.run`: a rise is one by more than rounding, or a loss not finite."""
-    step, first_bad, first_rise, num_rises = counters
-    first, last, peak = levels
-    first = jnp.where(step == 0, loss, first)
-    size = jnp.where(jnp.isfinite(last), jnp.abs(last), 0) + jnp.abs(first)
-    rose = given & ~(loss <= last + ROUNDING * jnp.finfo(jnp.float32).eps * size) & ~jnp.isnan(last)
-    bad = (given & ~jnp.isfinite(loss)) | (num_nonfinite > 0)
-    counters = jnp.stack(
-        [
-            step + 1,
-            jnp.where(bad & (first_bad < 0), step, first_bad),
-            jnp.where(rose & (first_rise < 0), step, first_rise),
-            num_rises + rose,
-        ]
-    )
-    peak = jnp.where(jnp.isfinite(loss), jnp.maximum(peak, loss), peak)
-    return counters.astype(jnp.int32), jnp.stack([first, loss if given else last, peak])
+    step, first_bad, first_rise, num_rises, rows = counters
+    bad = num_nonfinite > 0
+    rose = jnp.zeros((), bool)
+    if loss is not None:
+        first, last, peak = levels
+        first = jnp.where(step == 0, loss, first)
+        size = jnp.where(jnp.isfinite(last), jnp.abs(last), 0) + jnp.abs(first)
+        rose = ~(loss <= last + ROUNDING * jnp.finfo(jnp.float32).eps * size) & ~jnp.isnan(last)
+        bad |= ~jnp.isfinite(loss)
+        peak = jnp.where(jnp.isfinite(loss), jnp.maximum(peak, loss), peak)
+        levels = jnp.stack([first, loss, peak])
+    first_bad = jnp.where(bad & (first_bad < 0), step, first_bad)
+    first_rise = jnp.where(rose & (first_rise < 0), step, first_rise)
+    return jnp.stack([step + 1, first_bad, first_rise, num_rises + rose, rows]).astype(jnp.int32), levels
 
 
 def _row_of(step: jax.Array, rows: int) -> jax.Array:

@@ -1,4 +1,4 @@
-"""One HTML file of a sweep: its map, and every run's curves and story. It opens offline and asks nothing of a network."""
+"""One HTML file of a sweep: its map, and every run's curves and story. It opens without a network."""
 
 from lossland.report.page import write_report
 

@@ -108,10 +108,7 @@ def _classes(runs: xr.Dataset, dims: tuple[str, ...]) -> tuple[np.ndarray, list[
     codes = np.full(runs["status"].transpose(*dims).shape, len(known), np.uint8)
     for code, name in enumerate(known):
         codes[flags[name].transpose(*dims).values] = code
-    listed = [
-        {"name": name, "label": name.replace("_", " "), "text": text}
-        for name, text in known.items()
-    ]
+    listed = [{"name": name, "label": name.replace("_", " "), "text": text} for name, text in known.items()]
     listed.append(dict(NOT_RUN))
     if "loss" not in runs:
         listed[0] |= {"name": "finished", "label": "finished"}

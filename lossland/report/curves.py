@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import itertools
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -31,7 +32,7 @@ def thin(values: np.ndarray, steps: np.ndarray, num_points: int) -> Thinned:
     num_stretches = max(1, (num_points - 2) // 2)
     edges = np.linspace(1, count - 1, num_stretches + 1).round().astype(int)
     columns, places = [values[:, 0]], [steps[0]]
-    for start, stop in zip(edges[:-1], edges[1:], strict=True):
+    for start, stop in itertools.pairwise(edges):
         part = values[:, start:stop]
         known = ~np.isnan(part)
         low = np.argmin(np.where(known, part, np.inf), axis=1)

@@ -1,4 +1,4 @@
-"""The page: a template, a style and a script of our own, the contents as data, and a policy that allows nothing else."""
+"""The page: template, style and script of our own, the contents as data, and a policy that allows nothing else."""
 
 from __future__ import annotations
 
@@ -52,7 +52,9 @@ def write_report(
     """
     path = Path(path)
     if path.is_dir():
-        raise ValueError(f"path: expected a file to write, got the folder {path}; name one, such as {path / 'report.html'}")
+        raise ValueError(
+            f"path: expected a file to write, got the folder {path}; name one, such as {path / 'report.html'}"
+        )
     write_whole(path, page(contents(runs, explain, num_explained, max_bytes)).encode())
     return path
 

@@ -19,7 +19,6 @@ OPTIMIZERS = {
     "momentum": lambda rate=0.05: optax.sgd(rate, momentum=0.9, nesterov=True),
     "adam": lambda rate=0.01: optax.adam(rate),
     "adamw_clipped": lambda rate=0.01: optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(rate)),
-    "rmsprop": lambda rate=0.01: optax.rmsprop(rate),
 }
 
 
@@ -54,16 +53,16 @@ def plain(tx):
 
 def same_bits(left, right):
     return all(
-        np.array_equal(np.asarray(a).view(np.uint8), np.asarray(b).view(np.uint8))
+        np.asarray(a).tobytes() == np.asarray(b).tobytes()
         for a, b in zip(jax.tree.leaves(left), jax.tree.leaves(right), strict=True)
     )
 
 
-@pytest.mark.parametrize("name", OPTIMIZERS)
-def test_a_jitted_loop_trains_the_same_bits(name):
+@pytest.mark.parametrize(("name", "every"), [("sgd", 8), ("adam", 1), ("adamw_clipped", 8)])
+def test_a_jitted_loop_trains_the_same_bits(name, every):
     params, loss, batch = network()
     ends = []
-    for tx in (plain(OPTIMIZERS[name]()), ll.monitor(OPTIMIZERS[name](), window=8)):
+    for tx in (plain(OPTIMIZERS[name]()), ll.monitor(OPTIMIZERS[name](), window=8, every=every)):
         now, state, step = params, tx.init(params), jax.jit(step_of(tx, loss))
         for _ in range(40):
             now, state, value = step(now, state, batch)
@@ -71,11 +70,11 @@ def test_a_jitted_loop_trains_the_same_bits(name):
     assert same_bits(*ends)
 
 
-@pytest.mark.parametrize("name", ["momentum", "adam"])
+@pytest.mark.parametrize("name", ["adam", pytest.param("momentum", marks=pytest.mark.slow)])
 def test_scanned_and_vmapped_runs_train_the_same_bits(name):
     params, loss, batch = network()
     ends = []
-    for wrap in (plain, functools.partial(ll.monitor, window=8)):
+    for wrap in (plain, functools.partial(ll.monitor, window=40, every=4)):
 
         def train(scale, wrap=wrap):
             tx = wrap(OPTIMIZERS[name]())
@@ -104,7 +103,7 @@ def test_records_are_those_of_numpy():
     """Every record of Adam's steps, from gradients and moments kept aside in float64."""
     params, loss, batch = network()
     b1, b2, eps, rate = 0.9, 0.97, 1e-3, 0.02
-    tx = ll.monitor(optax.adam(rate, b1=b1, b2=b2, eps=eps))
+    tx = ll.monitor(optax.adam(rate, b1=b1, b2=b2, eps=eps), every=1)
     step, state = jax.jit(step_of(tx, loss)), tx.init(params)
     m = v = 0.0
     for t in range(1, 13):
@@ -128,7 +127,7 @@ def test_records_are_those_of_numpy():
         for name, number in expected.items():
             assert float(found[name]) == pytest.approx(number, rel=2e-3, abs=1e-12), (t, name)
         near = np.abs(np.sqrt(vhat) / eps - 1) < 1e-3
-        assert abs(float(found["damped"]) - np.mean(np.sqrt(vhat) < eps)) <= near.mean()
+        assert abs(float(found["damped"]) - np.mean(np.sqrt(vhat) < eps)) <= near.mean() + 1e-6
     assert 0 < float(found["damped"]) < 1, "the choice of eps puts coordinates on both sides"
     assert int(found["steps_done"]) == 12
 
@@ -143,13 +142,13 @@ def test_records_are_those_of_numpy():
         (lambda: optax.amsgrad(1e-3), 0.999, 1e-8),
         (lambda: optax.rmsprop(1e-3), 0.9, 1e-4),
         (lambda: optax.rmsprop(1e-3, eps_in_sqrt=False, eps=1e-6, momentum=0.9), 0.9, 1e-6),
-        (lambda: optax.adagrad(1e-2), None, np.sqrt(1e-7)),
+        (lambda: optax.adagrad(1e-2, initial_accumulator_value=0.0), None, np.sqrt(1e-7)),
         (lambda: optax.chain(optax.clip_by_global_norm(0.1), optax.adam(1e-3, b2=0.99)), 0.99, 1e-8),
         (lambda: optax.inject_hyperparams(optax.adam)(1e-3, b2=0.98, eps=1e-6), 0.98, 1e-6),
     ],
 )
 def test_decay_and_floor_are_found_by_probing(make, decay, floor):
-    """After a step from zero state with gradient g, Adam's bias-corrected v is g^2; floors are eps as optax places it."""
+    """After steps of one gradient g, Adam's bias-corrected v is g^2; the floor is eps, or its root."""
     transformation = optax.with_extra_args_support(make())
     read = moment_reader(transformation)
     assert read is not None
@@ -163,8 +162,7 @@ def test_decay_and_floor_are_found_by_probing(make, decay, floor):
     seen = {"rmsprop": 1 - 0.9**3, "adagrad": 3.0}
     name = "rmsprop" if decay == 0.9 and floor != 1e-8 else "adagrad" if decay is None else "adam"
     clip = min(1.0, 0.1 / np.linalg.norm(gradient["w"])) if decay == 0.99 else 1.0
-    start = 0.1 if name == "adagrad" else 0.0
-    np.testing.assert_allclose(value["w"], start + seen.get(name, 1.0) * (clip * gradient["w"]) ** 2, rtol=1e-3)
+    np.testing.assert_allclose(value["w"], seen.get(name, 1.0) * (clip * gradient["w"]) ** 2, rtol=1e-3)
 
 
 @pytest.mark.parametrize("make", [lambda: optax.sgd(0.1), lambda: optax.lion(1e-3), lambda: optax.adamax(1e-3)])
@@ -175,6 +173,21 @@ def test_optimizers_without_that_second_moment_leave_its_records_out(make):
     found = ll.monitored(state)
     assert "gradient_excess_rms" not in found
     assert float(found["gradient_norm"][0]) == pytest.approx(2.0)
+
+
+def test_gradients_are_measured_at_every_so_many_steps():
+    tx = ll.monitor(optax.adam(1e-3), every=4, window=10, history=16)
+    params = {"w": jnp.ones(3)}
+    state, update = tx.init(params), jax.jit(tx.update)
+    for step in range(90):
+        _, state = update(params, state, params, value=float(step))
+    found = ll.monitored(state)
+    measured = np.isfinite(found["gradient_norm"].values)
+    np.testing.assert_array_equal(measured, found["step"] % 4 == 0)
+    np.testing.assert_array_equal(np.isfinite(found["gradient_excess_rms"]), measured)
+    np.testing.assert_array_equal(found["loss"], found["step"])
+    assert ll.monitored(state, "history").attrs["every"] == 8
+    assert np.isfinite(ll.monitored(state, "history")["gradient_norm"]).all()
 
 
 def test_the_history_keeps_evenly_spaced_steps_and_moves_none():
@@ -222,14 +235,15 @@ def test_a_run_that_blows_up_is_said_to():
     params = problem.init(jax.random.key(0))
     state, step = tx.init(params), jax.jit(step_of(tx, problem.loss))
     losses = []
-    for _ in range(80):
+    for _ in range(160):
         params, state, value = step(params, state, batch)
         losses.append(float(value))
     found = ll.monitored(state)
     bad = int(np.argmin(np.isfinite(losses)))
     assert int(found["status"]) == Outcome.diverged
-    assert int(found["first_bad_step"]) <= bad, "the gradient overflows no later than the loss"
-    assert float(found["num_nonfinite"][-1]) == 2
+    assert int(found["first_bad_step"]) == bad
+    assert float(found["num_nonfinite"].sel(step=bad // 8 * 8)) == 0, "the square overflows first"
+    assert float(found["num_nonfinite"].sel(step=152)) == 2
     assert float(found["peak_loss"]) == np.float32(losses[bad - 1])
     explained = ll.explain_history(found["loss"].values, learning_rate=0.01, optimizer="sgd", full_batch=True)
     assert explained.cause is ll.Cause.learning_rate_above_threshold
@@ -254,7 +268,12 @@ def test_states_inside_others_are_found():
         (lambda: ll.monitor(optax.adam), r"optax\.adam\(1e-3\).*learning_rate"),
         (lambda: ll.monitor(3), r"optimizer: expected an optax factory"),
         (lambda: ll.monitor(optax.sgd(1.0), window=1), r"window: expected an integer of at least 2, got 1"),
-        (lambda: ll.monitor(optax.sgd(1.0), history=100), r"history: expected a power of two, got 100; the next is 128"),
+        (lambda: ll.monitor(optax.sgd(1.0), every=0), r"every: expected an integer of at least 1, got 0"),
+        (lambda: ll.monitor(optax.sgd(1.0), every=3), r"every: expected a power of two, got 3; the next is 4"),
+        (
+            lambda: ll.monitor(optax.sgd(1.0), history=100),
+            r"history: expected a power of two, got 100; the next is 128",
+        ),
         (lambda: ll.monitored(optax.sgd(1.0).init({"w": jnp.ones(2)})), r"opt_state: .*ll\.monitor.*found none"),
         (lambda: ll.monitored(ll.monitor(optax.sgd(1.0)).init({"w": jnp.ones(2)}), "late"), r"part: .*got 'late'"),
     ],

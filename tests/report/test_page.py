@@ -7,7 +7,6 @@ import importlib.resources
 import re
 
 import numpy as np
-import optax
 import pytest
 import xarray as xr
 
@@ -17,8 +16,10 @@ from lossland.report.contents import contents
 from lossland.report.curves import unpack_curves
 from lossland.report.page import page
 from lossland.stability.phases import CLASSES, classes
+from lossland.sweeps.store import Store
 from tests.figures.synthetic import catapults, not_run
 from tests.report.synthetic import data_of, floats, small
+from tests.sweeps.synthetic import IDENTITY, PER_TILE, layout_of, sweep_of_size, tile_results
 
 HOSTILE = "</script><script>document.title='broken'</script><!--\" ' & \u2028 \u202e <img src=x onerror=alert(1)> 損失 %%data%%"
 
@@ -194,13 +195,15 @@ def test_a_sweep_without_losses_or_sharpness_has_a_report():
 
 
 def test_the_command_writes_a_report(tmp_path, capsys):
-    problem = ll.problems.reported.linear_regression()
-    sweep = ll.Sweep({"learning_rate": [0.003, 0.01]}, seeds=2, num_steps=20, every=5)
-    ll.run(problem, optax.sgd, sweep, ["loss", "sharpness"], tmp_path / "runs", progress=False)
+    sweep = sweep_of_size()
+    store = Store.create(tmp_path / "runs", IDENTITY, layout_of(sweep), PER_TILE)
+    for tile in range(store.num_tiles - 1):
+        store.write(tile, tile_results(sweep, tile))
     assert main(["report", str(tmp_path / "runs")]) == 0
     assert "report.html" in capsys.readouterr().out
     given = data_of((tmp_path / "runs" / "report.html").read_text())
-    assert given["title"] == "linear_regression trained by sgd"
+    assert given["title"] == "line trained by sgd"
+    assert given["classes"][-1]["count"] == len(sweep.tiles(PER_TILE)[-1]), "what was not run yet is said to be so"
     assert main(["report", str(tmp_path / "runs"), "--out", str(tmp_path / "other.html")]) == 0
     assert (tmp_path / "other.html").stat().st_size > 10_000
     assert main(["report", str(tmp_path / "nowhere")]) == 2
