@@ -152,7 +152,8 @@ def main(arguments: list[str] | None = None) -> int:
                     f"{work.name:<24}{optimizer:<10}{way:<6}{row['plain_microseconds']:>9.1f} us a step, "
                     f"{row['extra_microseconds']:+7.1f} us, ratio {row['ratio']:.3f} [{low:.3f}, {high:.3f}], "
                     f"of processor time {row['ratio_of_processor_time']:.3f}, "
-                    f"of the fastest {row['ratio_of_the_fastest']:.3f}, {'same bits' if row['same_bits'] else 'OTHER BITS'}"
+                    f"of the fastest {row['ratio_of_the_fastest']:.3f}, "
+                    f"{'same bits' if row['same_bits'] else 'OTHER BITS'}"
                 )
                 sys.stdout.flush()
     if options.json:

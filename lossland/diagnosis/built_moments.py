@@ -15,6 +15,7 @@ from lossland.sweeps.preconditioners import RULES
 SIZES = (1.0, 1e-4, 1e-8, 1e-12, 1e-16)
 """Gradients of the probe: for the first the floor is nothing, for the last it is all; squares do not underflow."""
 ACCURACY = 1e-3
+TINY = 1e-30
 
 ReadMoment = Callable[[Any], "tuple[Any, Any] | None"]
 """Advanced optimizer state -> (v, floor of sqrt(v)): v a pytree like the parameters, in gradient^2; or None."""
@@ -78,17 +79,30 @@ def _probe(transformation: optax.GradientTransformationExtraArgs) -> tuple[float
     if not (np.all(np.isfinite(stride)) and np.all(stride * stride[0] > 0)):
         return None
 
-    def inverses(floor: float) -> np.ndarray:
-        return sum(1 / (root + floor) for root in values)
-
-    factor = stride[0] / sizes[0] / inverses(0.0)[0]
-    floor = max(0.0, 2 * factor * sizes[-1] / stride[-1] - float(np.mean([root[-1] for root in values])))
-    # Both placements of eps lie between: sqrt(v + floor^2) <= P <= sqrt(v) + floor.
+    found = [_floor(stride / sizes, values, combine) for combine in (np.add, np.hypot)]
+    floor, factor, _ = min(found, key=lambda candidate: candidate[2])
+    # Wherever eps stands, also in both places, P lies between sqrt(v + floor^2) and sqrt(v) + floor.
     inverse = stride / sizes / factor
-    low, high = inverses(floor), sum(1 / np.hypot(root, floor) for root in values)
+    low, high = (_inverses(values, floor, combine) for combine in (np.add, np.hypot))
     if np.any(inverse < low * (1 - ACCURACY)) or np.any(inverse > high * (1 + ACCURACY)):
         return None
     return decay, floor if floor > 2 * values[0][-1] else 0.0
+
+
+def _floor(slopes: np.ndarray, roots: list[np.ndarray], combine: Callable[..., Any]) -> tuple[float, float, float]:
+    """Solve slope_j = factor (1 / P_j(+) + 1 / P_j(-)), P = combine(sqrt(v), floor): (floor, factor, largest error)."""
+    floor, factor = 0.0, 0.0
+    smallest = float(np.mean([root[-1] for root in roots]))
+    for _ in range(5):  # the floor is a small correction to the factor
+        factor = slopes[0] / _inverses(roots, floor, combine)[0]
+        p = 2 * factor / slopes[-1]
+        floor = max(0.0, p - smallest) if combine is np.add else float(np.sqrt(max(0.0, p**2 - smallest**2)))
+    error = np.max(np.abs(slopes / factor / _inverses(roots, floor, combine) - 1))
+    return float(floor), float(factor), float(error)
+
+
+def _inverses(roots: list[np.ndarray], floor: float, combine: Callable[..., Any]) -> np.ndarray:
+    return np.sum([1 / combine(np.maximum(root, TINY), floor) for root in roots], axis=0)
 
 
 def _moments(opt_state: Any) -> list[Any]:

@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-MISSING, INFINITE, LEVELS = 0, 65535, 65533
-"""Codes of NaN and infinity; finite values take the codes 1 to LEVELS."""
+MISSING, ZERO, INFINITE, LEVELS = 0, 65534, 65535, 65533
+"""Codes of NaN, of zero on a logarithmic scale, and of infinity; other values take the codes 1 to LEVELS."""
 
 
 class Thinned(NamedTuple):
@@ -48,7 +48,7 @@ def thin(values: np.ndarray, steps: np.ndarray, num_points: int) -> Thinned:
 
 
 def pack_curves(values: np.ndarray) -> dict[str, Any]:
-    """Write curves with 16 bits a point, each run on a scale of its own, logarithmic where all its values are positive.
+    """Write curves with 16 bits a point, each run on a scale of its own, logarithmic where no value is negative.
 
     Equation: value = low + (code - 1) / (LEVELS - 1) (high - low), of the logarithm where `log` is 1.
 
@@ -57,7 +57,9 @@ def pack_curves(values: np.ndarray) -> dict[str, Any]:
     """
     values = np.asarray(values, np.float64)
     finite = np.isfinite(values)
-    log = np.all(~finite | (values > 0), axis=1)
+    log = np.all(~finite | (values >= 0), axis=1)
+    is_zero = (values == 0) & log[:, None]
+    finite &= ~is_zero
     with np.errstate(divide="ignore", invalid="ignore"):
         levels = np.where(log[:, None], np.log(values), values)
     some = finite.any(1)
@@ -66,7 +68,7 @@ def pack_curves(values: np.ndarray) -> dict[str, Any]:
     size = np.where(high > low, high.astype(np.float64) - low, 1)
     share = np.where(finite, (levels - low[:, None]) / size[:, None], 0)
     codes = 1 + np.clip(np.round(share * (LEVELS - 1)), 0, LEVELS - 1)
-    codes = np.where(finite, codes, np.where(np.isposinf(values), INFINITE, MISSING))
+    codes = np.select([finite, is_zero, np.isposinf(values)], [codes, ZERO, INFINITE], MISSING)
     return {
         "codes": encode(codes, "<u2"),
         "ranges": encode(np.stack([low, high], axis=1), "<f4"),
@@ -81,7 +83,7 @@ def unpack_curves(packed: dict[str, Any], num_runs: int) -> np.ndarray:
     levels = ranges[:, :1] + (codes - 1) / (LEVELS - 1) * (ranges[:, 1:] - ranges[:, :1])
     with np.errstate(over="ignore"):
         values = np.where(decode(packed["log"], "u1")[:, None] > 0, np.exp(levels), levels)
-    return np.where(codes == MISSING, np.nan, np.where(codes == INFINITE, np.inf, values))
+    return np.select([codes == MISSING, codes == ZERO, codes == INFINITE], [np.nan, 0.0, np.inf], values)
 
 
 def encode(values: Any, dtype: str) -> str:

@@ -55,7 +55,7 @@
     for (let i = 0; i < count; i++) {
       const code = codes[run * count + i];
       const level = low + ((code - 1) / 65532) * (high - low);
-      values[i] = code === 0 ? NaN : code === 65535 ? Infinity : isLog ? Math.exp(level) : level;
+      values[i] = code === 0 ? NaN : code === 65534 ? 0 : code === 65535 ? Infinity : isLog ? Math.exp(level) : level;
     }
     return values;
   }
@@ -247,7 +247,7 @@
     const widest = Math.max(0, ...texts.map((text) => pen.measureText(text).width));
     frame.left = yAxis ? Math.ceil(widest) + 32 : 8;
     frame.width = width - frame.left - 14;
-    frame.height = yAxis ? Math.max(160, Math.min(440, frame.width * 0.72, Math.max(12 * rows(), 200))) : 64;
+    frame.height = yAxis ? Math.max(160, Math.min(480, frame.width * 0.8, Math.max(12 * rows(), 200))) : 64;
     const height = frame.top + frame.height + 44;
     map.style.height = `${height}px`;
     map.width = Math.round(width * ratio);
@@ -463,7 +463,7 @@
   function showRun(run) {
     byId("run-heading").textContent = nameOf(run);
     const entry = classes[outcome[run]];
-    byId("verdict").replaceChildren(swatch(outcome[run]), element("b", {}, entry.label), element("span", {}, entry.text));
+    byId("verdict").replaceChildren(swatch(outcome[run]), element("b", {}, entry.label), ` ${entry.text}`);
     const facts = [];
     const add = (label, name, suffix = "") => {
       const value = figures[name][run];
@@ -607,8 +607,11 @@
         value.textContent = "nothing was recorded";
         return;
       }
-      let [low, high] = [Math.min(...shown), Math.max(...shown)];
-      const isLog = low > 0;
+      // Zeros lie at the foot of a log scale, which goes on down past everything.
+      const positive = shown.filter((v) => v > 0);
+      const isLog = positive.length > 0 && shown.every((v) => v >= 0);
+      const scaled = isLog ? positive : shown;
+      let [low, high] = [Math.min(...scaled), Math.max(...scaled)];
       if (isLog) {
         const room = Math.max(0.06 * Math.log(high / low), 0.05);
         [low, high] = [low * Math.exp(-room), high * Math.exp(room)];
@@ -618,7 +621,7 @@
       }
       high = Math.min(high, Number.MAX_VALUE);
       const up = (v) => (isLog ? Math.log(v / low) / Math.log(high / low) : (v - low) / (high - low));
-      const y = (v) => box.bottom - up(v) * (box.bottom - box.top);
+      const y = (v) => box.bottom - Math.max(0, up(v)) * (box.bottom - box.top);
       const last = data.steps[data.steps.length - 1];
       const along = (step) => (view.logSteps ? Math.log1p(step) / Math.log1p(last) : step / last);
       const x = (step) => box.left + along(step) * (box.right - box.left);
@@ -633,18 +636,28 @@
       }
       svg.append(drawn("text", { x: box.right, y: height - 2, "text-anchor": "end" }, "step"));
       svg.append(drawn("polyline", { class: "frame", points: `${box.left},${box.top} ${box.left},${box.bottom} ${box.right},${box.bottom}` }));
+      const names = [];
       if (Number.isFinite(bound)) {
         svg.append(drawn("line", { class: "bound", x1: box.left, x2: box.right, y1: y(bound), y2: y(bound) }));
-        const above = y(bound) - box.top > 18;
-        svg.append(drawn("text", { class: "bound-name", x: box.right - 2, y: y(bound) + (above ? -5 : 14), "text-anchor": "end" },
-          `threshold ${short(bound)}`));
+        names.push(() => {
+          // On the side of the line, and at the end, where the curve is not.
+          const near = (from, to) => values.filter((v, i) => Number.isFinite(v) && along(data.steps[i]) >= from && along(data.steps[i]) <= to);
+          const free = [[0.7, 1, "end"], [0, 0.3, "start"]].flatMap(([from, to, anchor]) => [-1, 1].map((side) => {
+            const gaps = near(from, to).map((v) => side * (y(v) - y(bound))).filter((gap) => gap > -3);
+            const inside = side < 0 ? y(bound) - box.top : box.bottom - y(bound);
+            return { anchor, side, room: Math.min(inside, ...gaps) };
+          }));
+          const best = free.reduce((a, b) => (b.room > Math.min(a.room, 40) ? b : a));
+          svg.append(drawn("text", { class: "bound-name", x: best.anchor === "end" ? box.right - 2 : box.left + 6,
+            y: y(bound) + (best.side < 0 ? -6 : 15), "text-anchor": best.anchor }, `threshold ${short(bound)}`));
+        });
       }
       const bad = figures.first_bad[run];
       if (bad >= 0) {
         svg.append(drawn("line", { class: "end", x1: x(bad), x2: x(bad), y1: box.top, y2: box.bottom }));
         const right = x(bad) < (box.left + box.right) / 2;
-        svg.append(drawn("text", { class: "bound-name", x: x(bad) + (right ? 5 : -5), y: box.top + 11, "text-anchor": right ? "start" : "end" },
-          `loss not finite from step ${bad}`));
+        names.push(() => svg.append(drawn("text", { class: "bound-name", x: x(bad) + (right ? 5 : -5), y: box.top + 11, "text-anchor": right ? "start" : "end" },
+          `loss not finite from step ${bad}`)));
       }
       let path = "";
       let pending = true;
@@ -660,6 +673,7 @@
       const line = drawn("path", { class: "line", d: path });
       line.style.stroke = color;
       svg.append(line);
+      for (const name of names) name();
       if (cursor !== null) {
         const step = data.steps[cursor];
         svg.append(drawn("line", { class: "cursor", x1: x(step), x2: x(step), y1: box.top, y2: box.bottom }));
@@ -825,7 +839,7 @@
   }).observe(root);
 
   byId("title").textContent = data.title;
-  const size = axes.filter((axis) => axis.values.length > 1).map((axis) => `${axis.values.length} ${axis.label}s`).join(" × ");
+  const size = axes.filter((axis) => axis.values.length > 1).map((axis) => `${axis.label} (${axis.values.length})`).join(" × ");
   byId("counts").textContent = `${numRuns.toLocaleString("en")} runs${size ? `: ${size}` : ""}`;
   for (const [name, text] of data.about) byId("about-list").append(element("dt", {}, name), element("dd", {}, text));
   applyTheme();

@@ -11,7 +11,6 @@ import pytest
 import lossland as ll
 from lossland.diagnosis.built_moments import moment_reader
 from lossland.diagnosis.monitor import _history_steps, _row_of
-from lossland.problems.networks import MLP
 from lossland.sweeps.sweep import Outcome
 
 OPTIMIZERS = {
@@ -23,15 +22,15 @@ OPTIMIZERS = {
 
 
 def network():
-    """A small flax network on made-up data: (params, loss of params and batch, batch)."""
+    """A small network on made-up data: (params, loss of params and batch, batch)."""
     rng = np.random.default_rng(0)
-    x, y = rng.normal(size=(96, 12)).astype(np.float32), rng.integers(0, 4, 96)
-    module = MLP((33, 16, 4))
-    params = module.init(jax.random.key(0), x)
+    x, y = rng.normal(size=(96, 12)).astype(np.float32), rng.normal(size=(96, 4)).astype(np.float32)
+    first, second = (rng.normal(size=shape).astype(np.float32) / 4 for shape in ((12, 33), (33, 4)))
+    params = {"first": jnp.asarray(first), "bias": jnp.zeros(33), "second": jnp.asarray(second)}
 
     def loss(params, batch):
-        logits = module.apply(params, batch[0])
-        return optax.softmax_cross_entropy_with_integer_labels(logits, batch[1]).mean()
+        hidden = jnp.tanh(batch[0] @ params["first"] + params["bias"])
+        return jnp.mean((hidden @ params["second"] - batch[1]) ** 2)
 
     return params, loss, (jnp.asarray(x), jnp.asarray(y))
 
@@ -58,7 +57,9 @@ def same_bits(left, right):
     )
 
 
-@pytest.mark.parametrize(("name", "every"), [("sgd", 8), ("adam", 1), ("adamw_clipped", 8)])
+@pytest.mark.parametrize(
+    ("name", "every"), [("sgd", 8), ("adam", 1), pytest.param("adamw_clipped", 8, marks=pytest.mark.slow)]
+)
 def test_a_jitted_loop_trains_the_same_bits(name, every):
     params, loss, batch = network()
     ends = []
@@ -104,10 +105,10 @@ def test_records_are_those_of_numpy():
     params, loss, batch = network()
     b1, b2, eps, rate = 0.9, 0.97, 1e-3, 0.02
     tx = ll.monitor(optax.adam(rate, b1=b1, b2=b2, eps=eps), every=1)
-    step, state = jax.jit(step_of(tx, loss)), tx.init(params)
+    step, state, slope = jax.jit(step_of(tx, loss)), tx.init(params), jax.jit(jax.value_and_grad(loss))
     m = v = 0.0
     for t in range(1, 13):
-        value, gradient = jax.value_and_grad(loss)(params, batch)
+        value, gradient = slope(params, batch)
         g = np.asarray(jax.flatten_util.ravel_pytree(gradient)[0], np.float64)
         m, v = b1 * m + (1 - b1) * g, b2 * v + (1 - b2) * g**2
         vhat = v / (1 - b2**t)
@@ -158,7 +159,7 @@ def test_decay_and_floor_are_found_by_probing(make, decay, floor):
     for _ in range(3):
         _, state = transformation.update(gradient, state, params)
     value, found = read(state)
-    assert found == pytest.approx(floor, rel=0.02)
+    assert found == pytest.approx(floor, rel=1e-3)
     seen = {"rmsprop": 1 - 0.9**3, "adagrad": 3.0}
     name = "rmsprop" if decay == 0.9 and floor != 1e-8 else "adagrad" if decay is None else "adam"
     clip = min(1.0, 0.1 / np.linalg.norm(gradient["w"])) if decay == 0.99 else 1.0
@@ -192,11 +193,11 @@ def test_gradients_are_measured_at_every_so_many_steps():
 
 def test_the_history_keeps_evenly_spaced_steps_and_moves_none():
     """Oracle: a plain Python dictionary of what each row holds, step by step."""
-    rows, num_steps = 16, 70_000
+    rows, num_steps = 16, 5000
     places = np.asarray(jax.jit(jax.vmap(lambda step: _row_of(step, rows)))(jnp.arange(num_steps)))
     assert places.min() >= 0
     assert places.max() <= rows
-    checked = {1, 2, 15, 16, 17, 31, 32, 33, 63, 64, 100, 255, 256, 1000, 4096, 5000, 65_536, 65_537, 70_000}
+    checked = {1, 2, 15, 16, 17, 31, 32, 33, 63, 64, 100, 255, 256, 1000, 4095, 4096, 4097, 5000}
     held = {}
     for step in range(num_steps):
         held[int(places[step])] = step

@@ -59,3 +59,10 @@ def test_codes_give_values_back():
     assert np.all(error < span / 65532 + 1e-5)
     assert np.abs(found[5:9] - signed).max() < np.ptp(signed) / 65532 + 1e-6
     np.testing.assert_allclose(found[11:], special[2:], rtol=1e-6)
+
+
+def test_a_loss_that_reaches_zero_keeps_its_small_values():
+    values = np.append(np.geomspace(1.0, 1e-16, 50), [0.0, 1e-3])[None]
+    found = unpack_curves(pack_curves(values), 1)
+    np.testing.assert_allclose(found, values, rtol=1e-3)
+    assert found[0, 50] == 0

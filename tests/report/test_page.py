@@ -21,7 +21,10 @@ from tests.figures.synthetic import catapults, not_run
 from tests.report.synthetic import data_of, floats, small
 from tests.sweeps.synthetic import IDENTITY, PER_TILE, layout_of, sweep_of_size, tile_results
 
-HOSTILE = "</script><script>document.title='broken'</script><!--\" ' & \u2028 \u202e <img src=x onerror=alert(1)> 損失 %%data%%"
+HOSTILE = (
+    "</script><script>document.title='broken'</script><!--\" ' & \u2028 \u202e <img src=x onerror=alert(1)>"
+    " \u640d %%data%%"
+)
 
 
 class Elements(html.parser.HTMLParser):
