@@ -284,7 +284,7 @@ def _count(counters: jax.Array, levels: jax.Array, loss: jax.Array | None, num_n
     return jnp.stack([step + 1, first_bad, first_rise, num_rises + rose, rows]).astype(jnp.int32), levels
 
 
-def _row_of(step: jax.Array, rows: int) -> jax.Array:
+def _row_of(step: Any, rows: int, xp: Any = jnp) -> Any:
     """Row of a step in a history of 2^n rows, of which no row is ever moved; the last row is for steps not kept.
 
     While t < 2^n every step is kept, in row t. After, while t < 2^(n + k), those that 2^k divides: with t = 2^(k-1)
@@ -292,12 +292,12 @@ def _row_of(step: jax.Array, rows: int) -> jax.Array:
     not have bit k - 1 set, so the new ones take the place of exactly those.
     """
     bits = rows.bit_length() - 1
-    level = jnp.maximum(0, 32 - lax.clz(step) - bits)
-    odd = ((step >> jnp.maximum(level - 1, 0)) & (rows - 1)) | 1
+    level = sum((step >= rows << k) * 1 for k in range(31 - bits))
+    odd = ((step >> xp.maximum(level - 1, 0)) & (rows - 1)) | 1
     turn = (level - 1) % bits
     turned = ((odd << turn) | (odd >> (bits - turn))) & (rows - 1)
-    place = jnp.where(level == 0, step, turned)
-    return jnp.where(step & ((1 << level) - 1) == 0, place, rows)
+    place = xp.where(level == 0, step, turned)
+    return xp.where(step & ((1 << level) - 1) == 0, place, rows)
 
 
 def _stride(num_steps: int, rows: int) -> int:
@@ -308,10 +308,7 @@ def _stride(num_steps: int, rows: int) -> int:
 def _history_steps(num_steps: int, rows: int) -> tuple[np.ndarray, np.ndarray]:
     """Evenly spaced steps in a history, and their rows: `Int["step"]` each."""
     steps = np.arange(0, num_steps, _stride(num_steps, rows))
-    if not len(steps):
-        return steps, steps
-    with jax.ensure_compile_time_eval():
-        return steps, np.asarray(jax.vmap(lambda step: _row_of(step, rows))(jnp.asarray(steps, jnp.int32)))
+    return steps, _row_of(steps, rows, np)
 
 
 def _find(opt_state: Any) -> MonitorState:
