@@ -56,7 +56,7 @@ class MonitorState(NamedTuple):
 def monitor(
     optimizer: Any,
     *,
-    every: int = 8,
+    every: int = 16,
     window: int = 300,
     history: int = 512,
     second_moment: FindSecondMoment | None = None,

@@ -244,8 +244,8 @@ def test_a_run_that_blows_up_is_said_to():
     bad = int(np.argmin(np.isfinite(losses)))
     assert int(found["status"]) == Outcome.diverged
     assert int(found["first_bad_step"]) == bad
-    assert float(found["num_nonfinite"].sel(step=bad // 8 * 8)) == 0, "the square overflows first"
-    assert float(found["num_nonfinite"].sel(step=152)) == 2
+    assert float(found["num_nonfinite"].sel(step=bad // 16 * 16)) == 0, "the square overflows first"
+    assert float(found["num_nonfinite"].sel(step=144)) == 2
     assert float(found["peak_loss"]) == np.float32(losses[bad - 1])
     explained = ll.explain_history(found["loss"].values, learning_rate=0.01, optimizer="sgd", full_batch=True)
     assert explained.cause is ll.Cause.learning_rate_above_threshold
