@@ -108,12 +108,11 @@ def monitor(
         new_updates, inner_state = inner.update(updates, state.inner, params, **extra)
         step = state.counters[0]
 
-        def measured(seen: Any) -> jax.Array:
-            return _measure(*seen[:2], None if read is None else read(seen[2]))
+        def measured(barrier: Callable[[Any], Any]) -> jax.Array:
+            value, floor = (None, 0.0) if read is None else read(inner_state) or (None, 0.0)
+            return _measure(*barrier((updates, new_updates, value)), floor)
 
-        # In a branch of its own nothing that is measured is fused with what is trained: the bits are the optimizer's.
-        seen = (updates, new_updates, None if read is None else inner_state)
-        row = _at_every(every, step, measured, seen)
+        row = _at_every(every, step, measured)
         counters, levels = _count(state.counters, state.levels, loss, row[-1])
         row = row.at[0].set(jnp.nan if loss is None else loss)
         records = lax.dynamic_update_index_in_dim(state.records, row, _row_of(step, history), 0)
@@ -216,26 +215,30 @@ def _checked_loss(value: Any) -> jax.Array | None:
     return jnp.asarray(value, jnp.float32)
 
 
-def _at_every(every: int, step: jax.Array, measure: Callable[[Any], jax.Array], seen: Any) -> jax.Array:
-    """The measurements of this step; NaN, and 0 non-finite entries, in the steps between."""
+def _at_every(every: int, step: jax.Array, measure: Callable[[Callable[[Any], Any]], jax.Array]) -> jax.Array:
+    """The measurements of this step; NaN, and 0 non-finite entries, in the steps between.
+
+    Behind a barrier, or in a branch, nothing that is measured is fused with what is trained: the bits stay the same.
+    """
     if every == 1:
-        return measure(lax.optimization_barrier(seen))
+        return measure(lax.optimization_barrier)
     blank = jnp.asarray([*[jnp.nan] * (len(RECORDS) - 1), 0.0], jnp.float32)
-    return lax.cond(step % every == 0, measure, lambda seen: blank, seen)
+    # Without operands the branch takes along what it reads, and no more.
+    return lax.cond(step % every == 0, lambda: measure(lambda seen: seen), lambda: blank)
 
 
-def _measure(gradient: Any, updates: Any, moment: tuple[Any, Any] | None) -> jax.Array:
+def _measure(gradient: Any, updates: Any, second: Any, floor: Any) -> jax.Array:
     """The row of one step, `Float32[record]`, but for the loss."""
     g, u = _parts(gradient), _parts(updates)
     gg, uu, gu = (_total(map(_dot, left, right)) for left, right in ((g, g), (u, u), (g, u)))
     size = max(1, sum(part.size for part in g))
     lengths = jnp.sqrt(gg) * jnp.sqrt(uu)
     excess: tuple[Any, ...] = (jnp.nan,) * 3
-    if moment is not None and g and jax.tree.structure(moment[0]) == jax.tree.structure(gradient):
-        roots = [jnp.sqrt(part) for part in _parts(moment[0])]
-        bounds = [jnp.maximum(root, moment[1]) for root in roots]
+    if second is not None and g and jax.tree.structure(second) == jax.tree.structure(gradient):
+        roots = [jnp.sqrt(part) for part in _parts(second)]
+        bounds = [jnp.maximum(root, floor) for root in roots]
         ratios = [part / jnp.where(bound > 0, bound, 1) for part, bound in zip(g, bounds, strict=True)]
-        below = [(root < moment[1]).astype(jnp.float32) for root in roots]
+        below = [(root < floor).astype(jnp.float32) for root in roots]
         largest = jnp.max(jnp.stack([jnp.max(jnp.abs(ratio)) for ratio in ratios]))
         excess = (
             jnp.sqrt(_total(map(_dot, ratios, ratios)) / size),
