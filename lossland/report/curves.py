@@ -24,7 +24,8 @@ def thin(values: np.ndarray, steps: np.ndarray, num_points: int) -> Thinned:
     """Keep the lowest and the highest record of each stretch of steps, in the order they came, and both ends.
 
     values: (run, record); steps: (record,). A run's points stand at the ends of their stretch, so a point may be drawn
-    up to half a stretch beside its record. NaN is passed over, and kept where a stretch has nothing else.
+    up to half a stretch beside its record. What is not finite is passed over, and kept where a
+    stretch has nothing else.
     """
     count = values.shape[1]
     if count <= num_points:
@@ -34,7 +35,8 @@ def thin(values: np.ndarray, steps: np.ndarray, num_points: int) -> Thinned:
     columns, places = [values[:, 0]], [steps[0]]
     for start, stop in itertools.pairwise(edges):
         part = values[:, start:stop]
-        known = ~np.isnan(part)
+        finite = np.isfinite(part)
+        known = np.where(finite.any(1, keepdims=True), finite, ~np.isnan(part))
         low = np.argmin(np.where(known, part, np.inf), axis=1)
         high = np.argmax(np.where(known, part, -np.inf), axis=1)
         first, last = np.minimum(low, high), np.maximum(low, high)
@@ -89,7 +91,7 @@ def unpack_curves(packed: dict[str, Any], num_runs: int) -> np.ndarray:
 def encode(values: Any, dtype: str) -> str:
     """Numbers as base64."""
     with np.errstate(over="ignore"):  # beyond float32 is infinity
-        return base64.b64encode(np.ascontiguousarray(values, dtype)).decode()
+        return base64.b64encode(np.ascontiguousarray(values, dtype).tobytes()).decode()
 
 
 def decode(text: str, dtype: str) -> np.ndarray:

@@ -208,9 +208,12 @@
   const rangeOf = {};
   function rangeFor(measure) {
     if (rangeOf[measure.figure]) return rangeOf[measure.figure];
-    const known = Array.from(figures[measure.figure]).filter((value) => Number.isFinite(value));
-    const positive = known.length > 0 && known.every((value) => value > 0);
-    const levels = known.map((value) => (positive ? Math.log(value) : value)).sort((a, b) => a - b);
+    // Runs that overflow would take the whole scale for themselves: they lie at its end.
+    const all = Array.from(figures[measure.figure]);
+    const calm = all.filter((value, run) => Number.isFinite(value) && classes[outcome[run]].name !== "non_finite");
+    const known = calm.length ? calm : all.filter((value) => Number.isFinite(value));
+    const positive = known.some((value) => value > 0) && known.every((value) => value >= 0);
+    const levels = known.filter((value) => !positive || value > 0).map((value) => (positive ? Math.log(value) : value)).sort((a, b) => a - b);
     const at = (share) => levels[Math.round(share * (levels.length - 1))];
     let [low, high] = [at(0.01), at(0.99)];
     if (measure.scale === "ratio" && positive) {
