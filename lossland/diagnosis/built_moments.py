@@ -57,6 +57,7 @@ def _probe(transformation: optax.GradientTransformationExtraArgs) -> tuple[float
 
     def update(factor: float, state: Any) -> tuple[np.ndarray, Any]:
         gradient = {"probe": jnp.asarray(factor * sizes, jnp.float32)}
+        updates: Any
         updates, state = transformation.update(
             gradient, state, params, value=jnp.ones(()), grad=gradient, value_fn=lambda params: jnp.ones(())
         )

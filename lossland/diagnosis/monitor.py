@@ -103,14 +103,15 @@ def monitor(
             jnp.full((history + 1 + window, len(RECORDS)), jnp.nan, jnp.float32),
         )
 
-    def update(updates: Any, state: MonitorState, params: Any = None, **extra: Any) -> tuple[Any, MonitorState]:
+    def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> tuple[Any, MonitorState]:
         loss = _checked_loss(extra.get("value"))
         new_updates, inner_state = inner.update(updates, state.inner, params, **extra)
         step = state.counters[0]
 
         def measured(barrier: Callable[[Any], Any]) -> jax.Array:
             value, floor = (None, 0.0) if read is None else read(inner_state) or (None, 0.0)
-            return _measure(*barrier((updates, new_updates, value)), floor)
+            gradient, taken, second = barrier((updates, new_updates, value))
+            return _measure(gradient, taken, second, floor)
 
         row = _at_every(every, step, measured)
         counters, levels = _count(state.counters, state.levels, loss, row[-1])
@@ -172,7 +173,7 @@ def _dataset(
         for place, (name, (units, text)) in enumerate(RECORDS.items())
         if name in measured or (name == "loss" and has_loss)
     }
-    summary = dict(zip(COUNTERS, np.moveaxis(counters, -1, 0)[: len(COUNTERS)], strict=True))
+    summary: dict[str, Any] = dict(zip(COUNTERS, np.moveaxis(counters, -1, 0)[: len(COUNTERS)], strict=True))
     if has_loss:
         summary["peak_loss"] = levels[..., LEVELS.index("peak_loss")]
     else:

@@ -108,7 +108,9 @@ def _classes(runs: xr.Dataset, dims: tuple[str, ...]) -> tuple[np.ndarray, list[
     codes = np.full(runs["status"].transpose(*dims).shape, len(known), np.uint8)
     for code, name in enumerate(known):
         codes[flags[name].transpose(*dims).values] = code
-    listed = [{"name": name, "label": name.replace("_", " "), "text": text} for name, text in known.items()]
+    listed: list[dict[str, Any]] = [
+        {"name": name, "label": name.replace("_", " "), "text": text} for name, text in known.items()
+    ]
     listed.append(dict(NOT_RUN))
     if "loss" not in runs:
         listed[0] |= {"name": "finished", "label": "finished"}
@@ -154,10 +156,22 @@ def _summary(
     start, end = ends(relative)
     outcome = np.array([entry["name"] for entry in listed])[codes.reshape(-1)]
     ran = outcome != "not_run"
-    steps = [np.where(ran, figure(name, -1), -1) for name in ("first_rise_step", "first_bad_step")]
-    peak = np.where(ran, figure("peak_loss"), np.nan)
-    counts = [np.where(ran, figure(name, 0), 0) for name in ("num_rises", "steps_done")]
-    return Summary(outcome, first, last, peak, *steps, *counts, start, end)
+
+    def where_run(name: str, missing: float) -> np.ndarray:
+        return np.where(ran, figure(name, missing), missing)
+
+    return Summary(
+        outcome=outcome,
+        first=first,
+        last=last,
+        peak=where_run("peak_loss", np.nan),
+        first_rise=where_run("first_rise_step", -1),
+        first_bad=where_run("first_bad_step", -1),
+        num_rises=where_run("num_rises", 0),
+        steps_done=where_run("steps_done", 0),
+        start=start,
+        end=end,
+    )
 
 
 def _measures(summary: Summary) -> list[dict[str, Any]]:
