@@ -650,7 +650,7 @@
             const inside = side < 0 ? y(bound) - box.top : box.bottom - y(bound);
             return { anchor, side, room: Math.min(inside, ...gaps) };
           }));
-          const best = free.reduce((a, b) => (b.room > Math.min(a.room, 40) ? b : a));
+          const best = free.reduce((a, b) => (a.room >= 18 || b.room <= a.room ? a : b));
           svg.append(drawn("text", { class: "bound-name", x: best.anchor === "end" ? box.right - 2 : box.left + 6,
             y: y(bound) + (best.side < 0 ? -6 : 15), "text-anchor": best.anchor }, `threshold ${short(bound)}`));
         });
