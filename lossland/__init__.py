@@ -18,8 +18,10 @@ if TYPE_CHECKING:
     from lossland.diagnosis.gradients import check_gradient
     from lossland.diagnosis.histories import explain_history
     from lossland.diagnosis.hygiene import check_inputs, check_labels, check_precision, check_shapes
+    from lossland.diagnosis.monitor import monitor, monitored
     from lossland.optimizers import Optimizer, Schedule
     from lossland.problems.problem import Problem
+    from lossland.report import write_report
     from lossland.stability import adaptive
     from lossland.stability.batch_sharpness import batch_sharpness, batch_sharpness_probe
     from lossland.stability.boundaries import Axis, Plane, boundary
@@ -91,6 +93,8 @@ _HOME = {
     "load": "lossland.sweeps.lazy",
     "local_multiplier": "lossland.stability.local",
     "mean_square_threshold": "lossland.stability.minibatch",
+    "monitor": "lossland.diagnosis.monitor",
+    "monitored": "lossland.diagnosis.monitor",
     "multiplier_probe": "lossland.stability.local",
     "outcome_probability": "lossland.stability.phases",
     "phase_diagram": "lossland.stability.phases",
@@ -103,6 +107,7 @@ _HOME = {
     "stability_map": "lossland.stability.maps",
     "state_probe": "lossland.sweeps.forks",
     "threshold": "lossland.thresholds",
+    "write_report": "lossland.report",
     "zoom": "lossland.stability.fractal",
 }
 
@@ -149,6 +154,8 @@ __all__ = [
     "load",
     "local_multiplier",
     "mean_square_threshold",
+    "monitor",
+    "monitored",
     "multiplier_probe",
     "outcome_probability",
     "phase_diagram",
@@ -161,6 +168,7 @@ __all__ = [
     "stability_map",
     "state_probe",
     "threshold",
+    "write_report",
     "zoom",
 ]
 

@@ -1,4 +1,4 @@
-"""The command line: `lossland map`, `plan`, `reproduce`, `status`, `verify`, `doctor`."""
+"""The command line: `lossland map`, `plan`, `reproduce`, `report`, `status`, `verify`, `doctor`."""
 
 from __future__ import annotations
 
@@ -110,6 +110,23 @@ class Reproduce:
 
 
 @dataclass(frozen=True)
+class Report:
+    """Write one HTML file of a folder of runs: the map, and each run's curves and story. It opens offline."""
+
+    folder: tyro.conf.Positional[Path]
+    """Folder that `lossland map` or ll.run(..., out=...) wrote."""
+    out: Path | None = None
+    """File to write. Default: report.html in the folder."""
+
+    def __call__(self) -> int:
+        import lossland as ll
+
+        path = ll.write_report(ll.load(self.folder), self.out or self.folder / "report.html")
+        print(f"{path}: {path.stat().st_size / 1e6:.2g} MB, opens in any browser")
+        return 0
+
+
+@dataclass(frozen=True)
 class Status:
     """Say what a folder of runs holds: how many runs are done, how many diverged."""
 
@@ -176,6 +193,7 @@ Command = Union[  # noqa: UP007 - tyro reads the names from the annotations
     Annotated[Map, tyro.conf.subcommand("map", prefix_name=False)],
     Annotated[Plan, tyro.conf.subcommand("plan", prefix_name=False)],
     Annotated[Reproduce, tyro.conf.subcommand("reproduce", prefix_name=False)],
+    Annotated[Report, tyro.conf.subcommand("report", prefix_name=False)],
     Annotated[Status, tyro.conf.subcommand("status", prefix_name=False)],
     Annotated[Verify, tyro.conf.subcommand("verify", prefix_name=False)],
     Annotated[Doctor, tyro.conf.subcommand("doctor", prefix_name=False)],

@@ -14,7 +14,7 @@ FLOORS = [
     {"stability"},
     {"diagnosis"},
     {"figures"},
-    {"mapping", "reproductions"},
+    {"mapping", "reproductions", "report"},
     {"cli"},
     {"__main__"},
 ]
