@@ -37,33 +37,39 @@ ARMS = {
 }
 
 
-def rnn_sequences_figure(one: xr.Dataset, shares: xr.Dataset, arms: xr.Dataset, drift: xr.Dataset) -> Figure:
-    """Draw the reported case in four panels.
+def rnn_sequences_figure(
+    one: xr.Dataset, close: xr.Dataset, shares: xr.Dataset, arms: xr.Dataset, drift: xr.Dataset
+) -> Figure:
+    """Draw the reported case in five panels.
 
     Args:
-        one: one run over "step", with `loss`, `accuracy`, `ratio` (preconditioned sharpness over its threshold), and
-            the coordinate `learning_rate`.
+        one: one run over "step", with `loss`, `accuracy`, and the coordinate `learning_rate`.
+        close: the steps around its drop one by one, counted from `forked_at`, with `loss`, `ratio` (preconditioned
+            sharpness over its threshold) and `growth_through_time`.
         shares: `share`, `low`, `high` over (setting, learning_rate), the share of seeds with the shape; NaN where a
             setting was not run; `median`, `median_low`, `median_high` over setting, the boundary.
-        arms: `share`, `low`, `high` over (when, arm), when in "from the start", "before the drop".
-        drift: `mean_logit`, `predicted` over (setting, step).
+        arms: `share`, `low`, `high`, `count` over (when, arm), when in "from the start", "before the drop".
+        drift: `mean_bias`, `predicted` over (setting, step).
     """
     with style.house_style():
-        figure = Figure(figsize=(2 * style.WIDTH, 5.9), layout="constrained")
+        figure = Figure(figsize=(2 * style.WIDTH, 6.2), layout="constrained")
         rate = float(one["learning_rate"])
         head(
             figure,
-            "A recurrent classifier learns, then gets worse: the learning rate is above what its curvature bears",
-            f"Tanh network, four types of sequences, Adam. Left: one run at learning rate {rate:.3g}; shaded: "
-            "preconditioned sharpness above its threshold. Top right: share of seeds that reach 90 % accuracy and later "
-            "fall below 80 % with twice the loss; bars: 95 % intervals. Bottom right: labels that sum to 1.5, gradient "
-            "softmax − p.",
+            "A recurrent classifier learns, then gets worse: at a high learning rate it meets gradients that explode",
+            f"Tanh network, four types of sequences, Adam. Left: one run at learning rate {rate:.3g}, and the steps "
+            "around its drop (shaded above). Top right: share of seeds that reach 90 % accuracy and later fall below 80 "
+            "% with twice the loss; bars: 95 % intervals; grey: where half of them do, full batch. Bottom right: labels "
+            "that sum to 1.5.",
         )
-        axes = figure.subplot_mosaic(
-            [["loss", "shares"], ["accuracy", "shares"], ["ratio", "shares"], ["arms", "drift"]],
-            height_ratios=(1.15, 0.8, 0.95, 2.9), width_ratios=(1.25, 1),
+        upper, lower = figure.subfigures(2, 1, height_ratios=(1.15, 1))
+        axes: dict[str, Axes] = upper.subplot_mosaic(
+            [["loss", "shares"], ["accuracy", "shares"], ["close", "shares"]], height_ratios=(1, 0.8, 1.5),
+            width_ratios=(1.15, 1),
         )  # fmt: skip
-        _one_run(axes, one)
+        axes |= lower.subplot_mosaic([["arms", "drift"]], width_ratios=(1.15, 1))
+        _one_run(axes, one, close)
+        _close(axes["close"], close)
         _shares(axes["shares"], shares)
         _arms(axes["arms"], arms)
         _drift(axes["drift"], drift)
@@ -74,40 +80,44 @@ def rnn_sequences_figure(one: xr.Dataset, shares: xr.Dataset, arms: xr.Dataset, 
     return figure
 
 
-def _one_run(axes: dict[str, Axes], one: xr.Dataset) -> None:
+def _one_run(axes: dict[str, Axes], one: xr.Dataset, close: xr.Dataset) -> None:
     steps = one["step"].values
-    top, middle, bottom = axes["loss"], axes["accuracy"], axes["ratio"]
+    top, bottom = axes["loss"], axes["accuracy"]
     top.semilogy(steps, one["loss"].values, color=style.INK, linewidth=0.8)
-    middle.plot(steps, 100 * one["accuracy"].values, color=BLUE, linewidth=0.8)
-    ratio = one["ratio"].values
-    known = np.isfinite(ratio)
-    bottom.semilogy(steps[known], ratio[known], color=PLUM, linewidth=0.8)
-    bottom.axhline(1, color=style.INK, linewidth=0.7)
-    for begin, end in _stretches(steps[known], ratio[known] >= 1):
-        for ax in (top, middle, bottom):
-            ax.axvspan(begin, end, color=style.OUTCOME_COLORS["rises_and_recovers"], alpha=0.35, linewidth=0)
-    middle.axhline(90, color=style.GREY, linewidth=0.6, linestyle=(0, (3, 2)))
-    top.set(ylabel="training loss", xlim=(steps[0], steps[-1]))
-    middle.set(ylabel="accuracy (%)", xlim=(steps[0], steps[-1]), ylim=(0, 104), yticks=(0, 50, 90))
-    low = max(1e-3, float(np.nanmin(np.where(ratio > 0, ratio, np.nan))))
-    bottom.set(
-        xlabel="step", ylabel="sharpness /\nthreshold", xlim=(steps[0], steps[-1]),
-        ylim=(low / 1.5, 2 * float(np.nanmax(ratio))),
-    )  # fmt: skip
-    for ax in (top, middle):
-        ax.tick_params(labelbottom=False)
+    bottom.plot(steps, 100 * one["accuracy"].values, color=BLUE, linewidth=0.8)
+    bottom.axhline(90, color=style.GREY, linewidth=0.6, linestyle=(0, (3, 2)))
+    window = float(close["forked_at"]) + close["step"].values[[0, -1]]
     for ax in (top, bottom):
-        ax.yaxis.set_minor_locator(NullLocator())
+        ax.axvspan(*window, color=style.OUTCOME_COLORS["rises_and_recovers"], alpha=0.35, linewidth=0)
+    top.set(ylabel="training loss", xlim=(steps[0], steps[-1]))
+    top.tick_params(labelbottom=False)
+    top.yaxis.set_minor_locator(NullLocator())
+    bottom.set(ylabel="accuracy (%)", xlim=(steps[0], steps[-1]), ylim=(0, 104), yticks=(0, 50, 90), xlabel="step")
 
 
-def _stretches(steps: np.ndarray, flags: np.ndarray) -> list[tuple[float, float]]:
-    """Stretches of steps over which a flag of the records is set, half a record to either side."""
-    half = 0.5 * float(np.median(np.diff(steps)))
-    edges = np.flatnonzero(np.diff(np.concatenate([[False], flags, [False]]).astype(int)))
-    return [
-        (float(steps[begin]) - half, float(steps[end - 1]) + half)
-        for begin, end in zip(edges[::2], edges[1::2], strict=True)
-    ]
+def _close(ax: Axes, close: xr.Dataset) -> None:
+    steps = float(close["forked_at"]) + close["step"].values
+    curves = (
+        ("loss", "training loss", style.INK, "-"),
+        ("ratio", "sharpness / threshold", PLUM, style.CURVE_STYLES[1]),
+        ("growth_through_time", "gradients, first / last time step", RUST, style.CURVE_STYLES[3]),
+    )
+    for name, label, color, line in curves:
+        values = close[name].values
+        ax.semilogy(steps, np.where(values > 0, values, np.nan), color=color, linestyle=line, linewidth=1, label=label)
+    ax.axhline(1, color=style.GREY, linewidth=0.6)
+    ax.yaxis.set_minor_locator(NullLocator())
+    ax.set_ylim(top=ax.get_ylim()[1] * 1e3)
+    ax.set(xlabel="step", xlim=(steps[0], steps[-1]))
+    ax.legend(
+        loc="upper left",
+        frameon=False,
+        fontsize=style.SMALL,
+        handlelength=2.4,
+        borderaxespad=0.1,
+        ncols=3,
+        columnspacing=1.2,
+    )
 
 
 def _shares(ax: Axes, shares: xr.Dataset) -> None:
@@ -166,7 +176,7 @@ def _drift(ax: Axes, drift: xr.Dataset) -> None:
         row = drift.sel(setting=name)
         color = (RUST, NAVY, BLUE)[index % 3]
         steps = row["step"].values
-        ax.plot(steps, row["mean_logit"].values, color=color, linewidth=1.1, label=name)
+        ax.plot(steps, row["mean_bias"].values, color=color, linewidth=1.1, label=name)
         if np.isfinite(row["predicted"]).any():
             every = max(1, len(steps) // 9)
             ax.plot(
@@ -174,5 +184,5 @@ def _drift(ax: Axes, drift: xr.Dataset) -> None:
                 markerfacecolor="white", markeredgewidth=0.8, label=f"{name}, predicted",
             )  # fmt: skip
     steps = drift["step"].values
-    ax.set(xlabel="step", ylabel="mean logit", xlim=(steps[0], 1.02 * steps[-1]))
+    ax.set(xlabel="step", ylabel="mean output bias / learning rate", xlim=(steps[0], 1.02 * steps[-1]))
     ax.legend(loc="upper left", frameon=False, fontsize=style.SMALL, handlelength=2, borderaxespad=0.2)

@@ -1,4 +1,4 @@
-"""What happens before the reported drop: the threshold crossed, who raised the ratio, what the rise is made of."""
+"""What happens at the reported drop: how sharp the loss was, what the rise is made of, what removes it."""
 
 from __future__ import annotations
 
@@ -15,9 +15,11 @@ from lossland.reproductions.rnn_runs import (
     ADAM,
     B1,
     B2,
+    LEARNT,
     STATE,
     accuracy,
     clipped_adam,
+    falls,
     growth_through_time,
     reported_shape,
 )
@@ -31,164 +33,160 @@ from lossland.sweeps.forks import OPT_STATE, PARAMS, fork, restore
 from lossland.sweeps.probes import as_probes
 
 MODE = preconditioned_mode(tol=1e-3, max_matvecs=96)
-
-CLOSE = (*as_probes(["loss", "gradient_norm", growth_through_time]), accuracy(), MODE, STATE)
-BEFORE, AFTER = 60, 40
+CLOSE = (*as_probes(["loss", "gradient_norm", "update_statistics", growth_through_time]), accuracy(), MODE, STATE)
+BEFORE, AFTER = 40, 20
 """Steps before and after a drop that are looked at closely."""
-EVERY = 2
-HORIZON = 200
+HORIZON = 100
 """Steps within which an arm that goes on from before a drop has to stay clear of one."""
 
 
-def drops(runs: xr.Dataset, shape: xr.Dataset, most: int) -> xr.Dataset:
-    """Choose saved states `BEFORE` steps before the first drop of runs that have one, along the axis "state".
+def drops(runs: xr.Dataset, most: int) -> xr.Dataset:
+    """Choose saved states `BEFORE` steps before a drop, along the axis "state": of each run the first drop whose run
+    was above 90 % accuracy then and had no other drop in between; at most `most` states.
 
-    At most `most`, taken in turn over the seeds. Their runs had learnt by then.
+    Args:
+        runs: over (learning_rate, seed, step), with the records of `state_probe`, evenly spaced.
     """
-    dropped = shape["drop_step"].stack(state=("learning_rate", "seed"))
-    early = dropped - BEFORE
-    usable = np.isfinite(dropped) & (early >= shape["learnt_step"].stack(state=("learning_rate", "seed")))
-    chosen = np.flatnonzero(usable.values)[:most]
     steps = runs["step"].values
-    at = steps[np.searchsorted(steps, early.values[chosen], side="right") - 1]
-    where = {
-        "learning_rate": xr.DataArray(dropped["learning_rate"].values[chosen], dims="state"),
-        "seed": xr.DataArray(dropped["seed"].values[chosen], dims="state"),
-        "step": xr.DataArray(at, dims="state"),
-    }
-    states = runs[[PARAMS, OPT_STATE]].sel(where)
-    return states.assign(drop_after=("state", dropped.values[chosen] - at))
+    dropped = falls(runs)
+    back = int(np.searchsorted(steps, BEFORE))
+    calm = np.zeros_like(dropped)
+    calm[..., back:] = runs["accuracy"].transpose("learning_rate", "seed", "step").values[..., :-back] > LEARNT
+    for shift in range(1, back + 1):
+        calm[..., shift:] &= ~dropped[..., :-shift]
+    found = dropped & calm
+    rate, seed = (places[:most] for places in np.nonzero(found.any(-1)))
+    at = found.argmax(-1)[rate, seed] - back
+    places = {"learning_rate": rate, "seed": seed, "step": at}
+    return runs[[PARAMS, OPT_STATE]].isel({name: xr.DataArray(place, dims="state") for name, place in places.items()})
 
 
 def closely(problem: Problem, states: xr.Dataset) -> xr.Dataset:
-    """Go through the steps before and after each drop again, with the top mode of the preconditioned Hessian.
+    """Go through the steps before and after each drop again, step by step, with the top mode of the preconditioned
+    Hessian.
 
     Returns the records over (state, step), steps counted from the saved state, with `ratio` (preconditioned sharpness
     over its threshold).
     """
+    kept = states[[PARAMS, OPT_STATE]]
     records = fork(
-        problem, ADAM, states[[PARAMS, OPT_STATE]], {"unchanged": {}}, num_steps=BEFORE + AFTER, every=EVERY,
-        probes=CLOSE,
-    ).isel(arm=0, drop=True)  # fmt: skip
+        problem, ADAM, kept, {"unchanged": {}}, num_steps=BEFORE + AFTER, every=1, probes=CLOSE, lane_width=1
+    )
+    records = records.isel(arm=0, drop=True)
     threshold = float(critical_ratio(B1)) / records["learning_rate"]
     threshold.attrs = {"preconditioned": 1}
-    ratio = records["preconditioned_sharpness"] / threshold
-    return records.assign(threshold=threshold, ratio=ratio)
+    return records.assign(threshold=threshold, ratio=records["preconditioned_sharpness"] / threshold)
 
 
 class Anatomy(NamedTuple):
     """One entry per drop; see `anatomy`."""
 
-    crosses: np.ndarray
-    lag: np.ndarray
+    calm_ratio: np.ndarray
     peak_ratio: np.ndarray
+    warning: np.ndarray
     moment_share: np.ndarray
     dead_mass: np.ndarray
     gradient_jump: np.ndarray
-    growth_before: np.ndarray
-    growth_change: np.ndarray
+    excess: np.ndarray
+    growth_through_time: np.ndarray
+    slope_share: np.ndarray
     curvature_share: np.ndarray
     rest_share: np.ndarray
-    slope_share: np.ndarray
+    forecast_error: np.ndarray
+
+
+def recurs(records: xr.Dataset) -> np.ndarray:
+    """Say of every state whether its rise comes again: near it, rounding decides. (state,)"""
+    loss = records["loss"].transpose("state", "step").values
+    return (loss > VISIBLE * np.fmin.accumulate(loss, axis=1)).any(1)
+
+
+LEAD = 5
+"""Steps before a rise shows at which its forecast is held against it."""
 
 
 def anatomy(problem: Problem, records: xr.Dataset) -> Anatomy:
-    """Take every drop apart.
+    """Take every drop that comes again apart.
 
-    The rise shows at the first record with loss > 2 x the smallest so far. `crosses`: whether the ratio reached 1
-    before that; `lag`: steps from there to the rise; `peak_ratio` up to the rise; `moment_share`: Shapley share of the
-    second moment in the change of ln ratio from its smallest value before the crossing to the crossing; `dead_mass` of
-    the mode at the crossing; `gradient_jump`: largest gradient norm up to the loss's peak over its median before the
-    crossing; `growth_before`: ln of the growth of gradients through time before the crossing; `growth_change`: how much
-    more it is at the peak of the ratio; shares of slope, curvature and rest in the steps that raise the loss.
+    The rise shows at the first step with loss > 2 x the smallest so far; it begins at that smallest loss; the 20 steps
+    before the rise begins are calm. `calm_ratio`: median ratio while calm; `peak_ratio`: largest from there until the
+    rise shows; `warning`: steps from the last time the ratio reached 1 from below to the rise, inf if it did not;
+    `moment_share`: Shapley share of the second moment in the change of ln ratio from its smallest while calm to its
+    peak; `dead_mass` of the mode at the peak; `gradient_jump`: largest gradient norm within 5 steps of where the rise
+    shows over the median while calm; `excess`: largest root mean square of g / sqrt(v) there; `growth_through_time`:
+    largest growth of gradients from the last time step back to the first, until the rise shows; shares of slope,
+    curvature and rest in what the steps that raise the loss add, from where it begins to where it shows;
+    `forecast_error`: forecast from the records up to 5 steps before the rise shows, minus where it shows.
     """
-    steps = records["step"].values
-    loss, ratio = (records[name].transpose("state", "step").values.astype(float) for name in ("loss", "ratio"))
-    norm, growth, dead = (
-        records[name].transpose("state", "step").values.astype(float)
-        for name in ("gradient_norm", "growth_through_time", "mode_dead_mass")
+    records = records.isel(state=np.flatnonzero(recurs(records)))
+    names = ("loss", "ratio", "gradient_norm", "gradient_excess_rms", "growth_through_time", "mode_dead_mass")
+    loss, ratio, norm, excess, growth, dead = (
+        records[name].transpose("state", "step").values.astype(float) for name in names
     )
     rises = loss > VISIBLE * np.fmin.accumulate(loss, axis=1)
-    shown = np.where(rises.any(1), rises.argmax(1), len(steps) - 1)
+    shown = rises.argmax(1)
     found: dict[str, list[float]] = {name: [] for name in Anatomy._fields}
-    crossings = []
-    for state, end in enumerate(shown):
-        above = ratio[state, : end + 1] >= 1
-        crossing = int(above.argmax()) if above.any() else int(np.nanargmax(ratio[state, : end + 1]))
-        trough = int(np.nanargmin(ratio[state, : crossing + 1]))
-        crossings.append((trough, max(crossing, trough + 1)))
-        peak = end + int(np.nanargmax(loss[state, end : end + 1 + AFTER // EVERY]))
-        calm = slice(0, max(crossing, 1))
-        found["crosses"].append(bool(above.any()))
-        found["lag"].append(steps[end] - steps[crossing] if above.any() else np.nan)
-        found["peak_ratio"].append(np.nanmax(ratio[state, : end + 1]))
-        found["dead_mass"].append(dead[state, crossing])
-        found["gradient_jump"].append(np.nanmax(norm[state, : peak + 1]) / np.nanmedian(norm[state, calm]))
-        usual = np.nanmedian(np.log(growth[state, calm]))
-        found["growth_before"].append(usual)
-        found["growth_change"].append(np.nanmax(np.log(growth[state, : peak + 1])) - usual)
-    before, after = (_states(records, [pair[side] for pair in crossings]) for side in (0, 1))
+    begins, troughs, peaks = [], [], []
+    for state, end in enumerate(shown.tolist()):
+        begin = int(np.nanargmin(loss[state, :end]))
+        calm = slice(max(0, begin - 20), max(begin, 1))
+        near = slice(begin, end + 6)
+        peak = calm.start + int(np.nanargmax(ratio[state, calm.start : end + 1]))
+        trough = calm.start + int(np.nanargmin(ratio[state, calm.start : max(peak, calm.start + 1)]))
+        upward = np.flatnonzero((ratio[state, :end] < 1) & (ratio[state, 1 : end + 1] >= 1))
+        begins.append(begin)
+        troughs.append(trough)
+        peaks.append(max(peak, trough + 1))
+        values = {
+            "calm_ratio": np.nanmedian(ratio[state, calm]),
+            "peak_ratio": ratio[state, peak],
+            "warning": end - (upward[-1] + 1) if upward.size else np.inf,
+            "dead_mass": dead[state, peak],
+            "gradient_jump": np.nanmax(norm[state, near]) / np.nanmedian(norm[state, calm]),
+            "excess": np.nanmax(excess[state, near]),
+            "growth_through_time": np.nanmax(growth[state, calm.start : end + 1]),
+        }
+        for name, value in values.items():
+            found[name].append(float(value))
+    before, after = (_at(records, range(len(shown)), places) for places in (troughs, peaks))
     found["moment_share"] = second_moment_share(problem, ADAM, before, after, tol=1e-3)["moment_share"].values.tolist()
-    for name, values in _parts(problem, records, shown).items():
-        found[name] = values
-    return Anatomy(*(np.array(found[name]) for name in Anatomy._fields))
+    found |= _parts(problem, records, loss, np.array(begins), shown)
+    found["forecast_error"] = _forecast_errors(records, shown)
+    return Anatomy(*(np.array(found[name], float) for name in Anatomy._fields))
 
 
-def _parts(problem: Problem, records: xr.Dataset, shown: np.ndarray) -> dict[str, list[float]]:
-    """Shares of slope, curvature and rest in the rising steps between the smallest loss and the loss that shows."""
-    loss = records["loss"].transpose("state", "step").values
-    valley = [int(np.argmin(row[: end + 1])) for row, end in zip(loss, shown, strict=True)]
-    counts = EVERY * (shown - np.array(valley)) + EVERY
-    path = fork(
-        problem, ADAM, _states(records, valley), {"unchanged": {}}, num_steps=int(counts.max()), every=1,
-        probes=("loss", STATE),
-    ).isel(arm=0)  # fmt: skip
-    rises = np.diff(path["loss"].transpose("state", "step").values, axis=1) > 0
-    state, step = np.nonzero(rises & (np.arange(rises.shape[1]) < counts[:, None]))
-    ends = [
-        restore(problem, ADAM.with_arguments(learning_rate=1.0), _pointwise(path, state, at))[0]
-        for at in (step, step + 1)
-    ]
-    change = decompose_change(problem.objective, *ends)
+def _parts(
+    problem: Problem, records: xr.Dataset, loss: np.ndarray, begins: np.ndarray, shown: np.ndarray
+) -> dict[str, list[float]]:
+    """Shares of slope, curvature and rest in the steps that raise the loss on the way from its smallest to where it
+    shows."""
+    clock = np.arange(loss.shape[1] - 1)
+    state, step = np.nonzero((np.diff(loss) > 0) & (clock >= begins[:, None]) & (clock < shown[:, None]))
     total = np.zeros((3, len(shown)))
-    for row, name in enumerate(("slope", "curvature", "rest")):
-        np.add.at(total[row], state, getattr(change, name))
+    if state.size:
+        ends = [restore(problem, ADAM, _at(records, state, at))[0] for at in (step, step + 1)]
+        change = decompose_change(problem.objective, *ends)
+        for row, name in enumerate(("slope", "curvature", "rest")):
+            np.add.at(total[row], state, getattr(change, name))
     with np.errstate(invalid="ignore"):  # no step that rises, no shares
         shares = total / np.abs(total).sum(0)
     return dict(zip(("slope_share", "curvature_share", "rest_share"), shares.tolist(), strict=True))
 
 
-def _pointwise(path: xr.Dataset, state: np.ndarray, step: np.ndarray) -> xr.Dataset:
+def _at(records: xr.Dataset, state: Any, step: Any) -> xr.Dataset:
     """Saved states at pairs of (state, step), over the axis "pair"."""
-    chosen = {"state": xr.DataArray(state, dims="pair"), "step": xr.DataArray(step, dims="pair")}
-    found = path[[PARAMS, OPT_STATE]].isel(chosen)
-    return found.drop_vars(list(found.coords))
-
-
-def _states(records: xr.Dataset, places: list[int]) -> xr.Dataset:
-    """Saved states at one record of each: over "state" again."""
-    chosen = {"step": xr.DataArray(places, dims="state"), "state": xr.DataArray(np.arange(len(places)), dims="state")}
+    chosen = {name: xr.DataArray(list(places), dims="pair") for name, places in (("state", state), ("step", step))}
     found = records[[PARAMS, OPT_STATE]].isel(chosen)
-    return found.drop_vars([name for name in ("step", "forked_at") if name in found.coords])
+    return found.drop_vars([name for name in found.coords if name != "learning_rate"])
 
 
-def predictions(records: xr.Dataset, lead: int) -> np.ndarray:
-    """Forecast each rise from the records up to `lead` steps before it shows: predicted minus measured step.
-
-    inf where none was expected, NaN where there are no records so early.
-    """
-    steps = records["step"].values
-    loss = records["loss"].transpose("state", "step").values
-    rises = loss > VISIBLE * np.fmin.accumulate(loss, axis=1)
-    errors = np.full(len(loss), np.nan)
-    asked = steps[4:]
-    coming = forecast(records.drop_vars(["forked_at"], errors="ignore"), at=asked, b1=B1, b2=B2)["spike_step"]
-    for state, row in enumerate(rises):
-        shown = steps[row.argmax()] if row.any() else np.nan
-        if np.isfinite(shown) and shown - lead >= asked[0]:
-            place = int(np.searchsorted(asked, shown - lead, side="right")) - 1
-            errors[state] = float(coming.isel(state=state, at=place)) - shown
-    return errors
+def _forecast_errors(records: xr.Dataset, shown: np.ndarray) -> list[float]:
+    asked = np.maximum(shown - LEAD, 0)
+    coming = forecast(records.drop_vars("forked_at"), at=np.unique(asked), b1=B1, b2=B2)["spike_step"]
+    return [
+        float(coming.isel(state=state).sel(at=at)) - end
+        for state, (at, end) in enumerate(zip(asked, shown, strict=True))
+    ]
 
 
 def checkpoint_arms(problem: Problem, states: xr.Dataset, norms: np.ndarray) -> dict[str, dict[str, Any]]:
@@ -196,28 +194,25 @@ def checkpoint_arms(problem: Problem, states: xr.Dataset, norms: np.ndarray) -> 
     rate = states["learning_rate"].values
     _, adopted = restore(problem, ADAM, states, adopt_adam)
     roots = np.concatenate([np.sqrt(v).reshape(len(v), -1) for v in jax.tree.leaves(adopted.nu_max)], axis=1)
-    middle = np.median(roots, axis=1)
     return {
         "unchanged": {},
         "learning_rate_x_0.5": {"learning_rate": 0.5 * rate},
         "learning_rate_x_0.1": {"learning_rate": 0.1 * rate},
         "learning_rate_decays": {"decay": 0.5 ** (1 / BEFORE)},
-        "eps_raised": {"eps": middle},
+        "gradient_clipped": {"max_norm": norms},
+        "update_clipped": {"clip": 1.0},
+        "eps_raised": {"eps": np.median(roots, axis=1)},
         "b1_0.95": {"b1": 0.95},
         "b2_0.99": {"b2": 0.99},
         "b2_0.9": {"b2": 0.9},
-        "second_moment_frozen": {"freeze": 1.0},
         "amsgrad": {"amsgrad": 1.0},
-        "gradient_clipped": {"max_norm": norms},
-        "gradient_clipped_tightly": {"max_norm": 0.1 * norms},
-        "update_clipped": {"clip": 1.0},
+        "second_moment_frozen": {"freeze": 1.0},
     }
 
 
 def interventions(problem: Problem, states: xr.Dataset, arms: Mapping[str, Mapping[str, Any]]) -> xr.Dataset:
     """Continue every state in every arm; returns `reported_shape` over (arm, state): a drop within `HORIZON` steps."""
-    records = fork(
-        problem, ADAM, states[[PARAMS, OPT_STATE]], arms, num_steps=HORIZON, every=EVERY, probes=["loss", accuracy()],
-        branch=clipped_adam, adopt=adopt_adam,
-    )  # fmt: skip
+    kept = states[[PARAMS, OPT_STATE]]
+    options = {"num_steps": HORIZON, "every": 2, "probes": ["loss", accuracy()], "lane_width": 1}
+    records = fork(problem, ADAM, kept, arms, branch=clipped_adam, adopt=adopt_adam, **options)
     return reported_shape(records, learnt=True)

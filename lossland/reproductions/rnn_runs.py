@@ -31,8 +31,8 @@ LEARNT, LOST, RISE = 0.9, 0.8, 2.0
 """The reported shape: accuracy above the first, later below the second while the loss is so many times its smallest."""
 UNLIMITED = 1e30
 """A bound that nothing reaches; axes of sweeps have to be finite."""
-LANES = 16
-"""Runs per kernel at 16 hidden units: its overhead, not its arithmetic, is what they cost on a CPU."""
+LANES = 1
+"""Runs per kernel: the products of a recurrent network gain nothing from being batched over runs on a CPU."""
 
 
 @functools.cache
@@ -95,9 +95,7 @@ def train(
     batch_size: int | None = None,
 ) -> xr.Dataset:
     """Train with Adam at each rate from each seed; loss and accuracy are recorded."""
-    sweep = Sweep(
-        {"learning_rate": rates}, seeds, num_steps, every, lane_width=lane_width, batch_size=batch_size
-    )
+    sweep = Sweep({"learning_rate": rates}, seeds, num_steps, every, lane_width=lane_width, batch_size=batch_size)
     return run(problem, ADAM, sweep, ["loss", accuracy(), *probes], progress=False)
 
 
@@ -132,10 +130,10 @@ def reported_shape(runs: xr.Dataset, *, until: int | None = None, learnt: bool =
     """
     known = runs if until is None else runs.sel(step=slice(None, until))
     steps = known["step"].values.astype(float)
-    right, loss = (known[name].transpose(..., "step").values.astype(float) for name in ("accuracy", "loss"))
+    right, loss = _numbers(known)
     after = np.maximum.accumulate(right > LEARNT, axis=-1) | learnt
     valley = np.fmin.accumulate(loss, axis=-1)
-    dropped = after & (right < LOST) & (loss > RISE * valley)
+    dropped = falls(known, learnt=learnt)
 
     def first(flags: np.ndarray) -> np.ndarray:
         return np.where(flags.any(-1), steps[flags.argmax(-1)], np.inf)
@@ -157,13 +155,24 @@ def reported_shape(runs: xr.Dataset, *, until: int | None = None, learnt: bool =
     return xr.Dataset({name: (axes, values) for name, values in found.items()}, coordinates)
 
 
+def falls(runs: xr.Dataset, *, learnt: bool = False) -> np.ndarray:
+    """Mark the records that make a drop, see `reported_shape`: (..., step)."""
+    right, loss = _numbers(runs)
+    after = np.maximum.accumulate(right > LEARNT, axis=-1) | learnt
+    return after & (right < LOST) & (loss > RISE * np.fmin.accumulate(loss, axis=-1))
+
+
+def _numbers(runs: xr.Dataset) -> tuple[np.ndarray, np.ndarray]:
+    """Accuracy and loss, (..., step)."""
+    right, loss = (runs[name].transpose(..., "step").values.astype(float) for name in ("accuracy", "loss"))
+    return right, loss
+
+
 def boundary(shape: xr.Dataset) -> xr.Dataset:
     """Find the learning rate from which on half of the seeds show the shape, with its interval over seeds."""
     happened = shape["shape"]
     found = bracket(happened, xr.ones_like(happened))
-    return xr.Dataset(
-        median_of_bracket(found["critical_learning_rate"], found["below"], found["above"])
-    ).assign(found)
+    return xr.Dataset(median_of_bracket(found["critical_learning_rate"], found["below"], found["above"])).assign(found)
 
 
 def share(flags: Any) -> tuple[float, float, float]:

@@ -16,93 +16,184 @@ import xarray as xr
 
 from lossland import figures
 from lossland.figures.rnn_sequences import rnn_sequences_figure
-from lossland.problems.problem import Problem
+from lossland.optimizers import Optimizer
 from lossland.problems.sequences import KINDS, rnn_sequences
 from lossland.reproductions.claims import save_claims
-from lossland.reproductions.rnn_claims import claims
+from lossland.reproductions.rnn_claims import Results, arms_of, boundary_numbers, claims, numbers_of, shares_of
 from lossland.reproductions.rnn_events import (
     BEFORE,
-    MODE,
     anatomy,
     checkpoint_arms,
     closely,
     drops,
     interventions,
-    predictions,
+    recurs,
 )
 from lossland.reproductions.rnn_runs import (
-    B1,
+    ADAM,
     LANES,
     REPORTED_RATE,
     STATE,
-    boundary,
+    accuracy,
     label_drift,
     reported_shape,
-    share,
     train,
     train_arms,
 )
-from lossland.stability.mode_growth import critical_ratio
 from lossland.sweeps.execution import run
 from lossland.sweeps.sweep import Sweep
 
-LEAD = 10
-"""Steps before a rise shows at which its forecast is held against it."""
+SGD_RATE = 0.05
+"""Of the gradient descent whose drift is compared with its law."""
 SUM = 1.5
 """What the rows of invalid labels sum to."""
 
 
 class Size(NamedTuple):
-    """How much is run: hidden units of the map, its rates, seeds and steps; seeds of the arms from the start; drops
-    that are taken apart; steps of the slow runs over those of the map; (hidden, rates, seeds) of the checks."""
+    """How much is run: hidden units, rates, seeds and steps of the map; rates in batches of 32; seeds and steps of arms
+    from the start; drops taken apart; seeds of invalid labels; (hidden, rates, seeds, steps) of the checks."""
 
     hidden: int
     rates: tuple[float, ...]
     seeds: int
     num_steps: int
+    batch_rates: tuple[float, ...]
     arm_seeds: int
+    arm_steps: int
     num_drops: int
-    longer: int
-    wide: tuple[tuple[int, tuple[float, ...], int], ...]
+    label_seeds: int
+    wide: tuple[tuple[int, tuple[float, ...], int, int], ...]
 
 
-def doubling(count: int, per_octave: int = 1) -> tuple[float, ...]:
-    """Return rates from the reported one on, `per_octave` to a factor of two."""
-    return tuple(float(rate) for rate in REPORTED_RATE * 2.0 ** (np.arange(count) / per_octave))
+def doubling(first: int, last: int, per_octave: int = 1) -> tuple[float, ...]:
+    """Return rates from 2^first to 2^last times the reported one, `per_octave` to a factor of two."""
+    places = np.arange(per_octave * first, per_octave * last + 1) / per_octave
+    return tuple(float(rate) for rate in REPORTED_RATE * 2.0**places)
 
 
-FAST = Size(16, doubling(9)[5:8], 6, 800, 6, 4, 2, ())
-FULL = Size(16, doubling(9), 16, 1500, 16, 16, 4, ((64, doubling(8)[3:], 4), (128, doubling(7)[4:], 2)))
-ACCELERATOR = Size(64, doubling(33, 4), 64, 4000, 64, 64, 4, ((128, doubling(17, 2), 32),))
-"""2112 runs of 64 units, as many in batches of 32, and 544 of 128: two days on two cores."""
+FAST = Size(16, doubling(3, 5, 1)[::2], 6, 400, (), 4, 300, 3, 2, ())
+FULL = Size(
+    16, doubling(2, 7), 8, 2000, doubling(3, 6), 8, 600, 16, 6,
+    ((64, (REPORTED_RATE, *doubling(3, 5)[::2]), 2, 1000), (128, doubling(4, 4), 2, 600)),
+)  # fmt: skip
+ACCELERATOR = Size(
+    64, doubling(0, 7, 4), 64, 5000, doubling(0, 7, 2), 64, 2000, 256, 64, ((128, doubling(0, 7, 2), 32, 5000),)
+)
+"""1856 runs of 64 units over 29 rates, 960 in batches of 32, 704 arms, 480 runs of 128 units: for a GPU."""
 
 
 def measure(
     folder: Path, fast: bool, table: dict[str, Any], size: Size | None = None
 ) -> tuple[dict[str, Any], list[Path]]:
-    """Run everything; returns the numbers of the table and the paths of figure and claims.
+    """Run everything; returns the numbers of the table and the paths of the figure and the claims.
 
-    A fast run has fewer rates, seeds, steps and drops, and leaves out 64 and 128 units and other data.
+    A fast run has fewer rates, seeds, steps and drops, and leaves out batches, 64 and 128 units and other data. `size`
+    overrides both: `ACCELERATOR` for a GPU.
     """
     size = size or (FAST if fast else FULL)
     problem = rnn_sequences(size.hidden)
-    full = reported_shape(train(problem, size.rates, size.seeds, size.num_steps))
-    batches = reported_shape(train(problem, size.rates, size.seeds, size.num_steps, batch_size=32))
+    runs = train(problem, size.rates, size.seeds, size.num_steps, probes=[STATE])
+    full = reported_shape(runs)
     worst = float(full["shape"].mean("seed").idxmax("learning_rate"))
-    found = {
-        "full": full,
-        "batches": batches,
-        "by_steps": _by_steps(full, size),
-        "safe": _safe(problem, full, size),
-        "arms": _arms(problem, worst, size),
-        "labels": _labels(worst, size),
-        **_drops(problem, worst, size),
-    }
+    states = drops(runs.sel(learning_rate=[worst]), size.num_drops)
+    runs = runs[["loss", "accuracy"]]
+    records = closely(problem, states)
+    again = np.flatnonzero(recurs(records))
+    norms = np.median(records["gradient_norm"].transpose("state", "step").values[:, : BEFORE // 2], axis=1)
+    arms = checkpoint_arms(problem, states, norms)
+    usual = float(np.median(norms))
+    found = Results(
+        worst,
+        runs,
+        full,
+        records.sizes["state"],
+        anatomy(problem, records),
+        interventions(problem, states, arms).isel(state=again),
+        reported_shape(train_arms(problem, start_arms(worst, size.arm_steps, usual), size.arm_seeds, size.arm_steps)),
+        *_labels(size),
+    )
+    numbers = numbers_of(found)
+    checks: dict[str, xr.Dataset] = {}
+    if size.batch_rates:
+        batches = train(problem, size.batch_rates, size.seeds, size.num_steps // 2, batch_size=32)
+        checks["batches of 32"] = reported_shape(batches)
+        numbers |= boundary_numbers("batch_32", checks["batches of 32"])
+    for hidden, rates, seeds, num_steps in size.wide:
+        checks[f"{hidden} units"] = reported_shape(train(rnn_sequences(hidden), rates, seeds, num_steps))
+        for rate, one in checks[f"{hidden} units"].groupby("learning_rate"):
+            numbers[f"hidden_{hidden}_gets_worse_at_{rate:g}"] = float(one["shape"].mean())
     if not fast:
-        found["wide"] = {
-            hidden: reported_shape(train(rnn_sequences(hidden), rates, seeds, size.num_steps, lane_width=1))
-            for hidden, rates, seeds in size.wide
-        }
         other = rnn_sequences(size.hidden, noise=0.3, seed=1)
-        found["other_data"] = reported_shape(train(other, size.rates, size.seeds, size.num_steps))
-    return found
+        checks["other data"] = reported_shape(train(other, size.rates[1::2], size.seeds, size.num_steps // 2))
+        numbers |= boundary_numbers("other_data", checks["other data"])
+    settled = claims(found)
+    numbers |= {f"claim_{claim.letter}": claim.verdict for claim in settled}
+    paths = figures.save(
+        rnn_sequences_figure(
+            *_example(found.runs, records, again),
+            shares_of({"full batch": full, **checks}),
+            arms_of(found),
+            found.drift,
+        ),
+        folder / "rnn_sequences",
+    )
+    figures.save_numbers(full, folder / "map")
+    paths.append(save_claims(settled, folder / "claims"))
+    (folder / "numbers.txt").write_text("".join(f"{name} {value}\n" for name, value in numbers.items()))
+    return {name: numbers[name] for name in table}, paths
+
+
+def start_arms(rate: float, num_steps: int, norm: float) -> dict[str, dict[str, float]]:
+    """Return what is changed from the start, one thing in each arm, at gradient norms that are usual before a drop."""
+    return {
+        "unchanged": {"learning_rate": rate},
+        "learning_rate_x_0.25": {"learning_rate": rate / 4},
+        "learning_rate_decays": {"learning_rate": rate, "decay": 0.01 ** (1 / num_steps)},
+        "gradient_clipped": {"learning_rate": rate, "max_norm": norm},
+        "eps_1e-3": {"learning_rate": rate, "eps": 1e-3},
+        "b1_0": {"learning_rate": rate, "b1": 0.0},
+        "b1_0.95": {"learning_rate": rate, "b1": 0.95},
+        "b2_0.99": {"learning_rate": rate, "b2": 0.99},
+        "b2_0.9": {"learning_rate": rate, "b2": 0.9},
+        "amsgrad": {"learning_rate": rate, "amsgrad": 1.0},
+    }
+
+
+def _example(runs: xr.Dataset, records: xr.Dataset, again: np.ndarray) -> tuple[xr.Dataset, xr.Dataset]:
+    """Choose the drop at which gradients grow most through time: its whole run, and its steps one by one."""
+    most = again[int(records["growth_through_time"].max("step").values[again].argmax())]
+    close = records.isel(state=most)
+    return runs.sel(learning_rate=float(close["learning_rate"]), seed=int(close["seed"])), close
+
+
+def _labels(size: Size) -> tuple[xr.Dataset, xr.Dataset]:
+    """Labels that sum to s, at a rate at which valid ones do no harm: (shape over (gradient, label_sum, seed), drift
+    over (setting, step))."""
+    rate, sums, every = size.rates[0], [1.0, SUM], 20
+    parts, drifts = {}, {}
+    for gradient in ("autodiff", "fused"):
+        problem = rnn_sequences(size.hidden, gradient=gradient)
+        sweep = Sweep({"label_sum": sums}, size.label_seeds, size.num_steps, every, lane_width=LANES)
+        optimizer = ADAM.with_arguments(learning_rate=rate)
+        runs = run(problem, optimizer, sweep, ["loss", accuracy(), label_drift], progress=False)
+        tail = slice(-max(1, runs.sizes["step"] // 10), None)
+        parts[gradient] = reported_shape(runs).assign(
+            lowest_loss=runs["loss"].min("step"),
+            drift=(runs["mean_bias"].isel(step=-1) - runs["mean_bias"].isel(step=0)) / (rate * size.num_steps),
+            last_loss=runs["loss"].isel(step=tail).median("step"),
+        )
+        drifts[f"Adam, {gradient}"] = _drift(runs.sel(label_sum=SUM).isel(seed=0), rate, np.nan)
+    problem = rnn_sequences(size.hidden, gradient="fused")
+    descent = Optimizer(optax.sgd, learning_rate=SGD_RATE)
+    sweep = Sweep({"label_sum": [SUM]}, 1, size.num_steps, every, lane_width=LANES)
+    runs = run(problem, descent, sweep, ["loss", accuracy(), label_drift], progress=False).isel(label_sum=0, seed=0)
+    drifts["gradient descent, fused"] = _drift(runs, SGD_RATE, (SUM - 1) / len(KINDS))
+    shape = xr.concat(parts.values(), xr.DataArray(list(parts), dims="gradient", name="gradient"))
+    return shape, xr.concat(drifts.values(), xr.DataArray(list(drifts), dims="setting", name="setting"))
+
+
+def _drift(runs: xr.Dataset, rate: float, law: float) -> xr.Dataset:
+    """Output bias averaged over the classes, in learning rates; by the law it moves by (s - 1) / C of them a step."""
+    moved = (runs["mean_bias"] - runs["mean_bias"].isel(step=0)).values / rate
+    steps = runs["step"].values
+    return xr.Dataset({"mean_bias": ("step", moved), "predicted": ("step", law * steps)}, {"step": steps})

@@ -13,7 +13,9 @@ from lossland.reproductions.rnn_runs import boundary, clipped_adam, reported_sha
 def runs_of(accuracy, loss, rates=None):
     steps = 10 * np.arange(np.shape(accuracy)[-1])
     axes = ("learning_rate", "seed", "step")
-    accuracy, loss = (np.broadcast_to(value, (1,) * (3 - np.ndim(value)) + np.shape(value)) for value in (accuracy, loss))
+    accuracy, loss = (
+        np.broadcast_to(value, (1,) * (3 - np.ndim(value)) + np.shape(value)) for value in (accuracy, loss)
+    )
     coordinates = {
         "learning_rate": np.arange(1.0, 1 + accuracy.shape[0]) if rates is None else rates,
         "seed": np.arange(accuracy.shape[1]),
