@@ -1,4 +1,4 @@
-"""Figure of the reported recurrent classifier: the drop in one run, at which rates it comes, what removes it, labels."""
+"""Figure of the reported recurrent classifier: its drop, the rates at which it comes, what removes it, labels."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from lossland.figures import style
 from lossland.figures.labels import head, settle
 
 BLUE, RUST, PLUM, NAVY = style.CURVE_COLORS[:4]
-MARKERS = ("o", "s", "D", "^")
+MARKERS = ("o", "s", "D", "^", "v")
 
 ARMS = {
     "unchanged": "unchanged",
@@ -58,9 +58,9 @@ def rnn_sequences_figure(
             figure,
             "A recurrent classifier learns, then gets worse: at a high learning rate it meets gradients that explode",
             f"Tanh network, four types of sequences, Adam. Left: one run at learning rate {rate:.3g}, and the steps "
-            "around its drop (shaded above). Top right: share of seeds that reach 90 % accuracy and later fall below 80 "
-            "% with twice the loss; bars: 95 % intervals; grey: where half of them do, full batch. Bottom right: labels "
-            "that sum to 1.5.",
+            "around its drop (shaded above). Top right: share of seeds that reach 90 % accuracy and later fall below "
+            "80 % with twice the loss; bars: 95 % intervals; grey: where half of them do, full batch. Bottom right: "
+            "labels that sum to 1.5.",
         )
         upper, lower = figure.subfigures(2, 1, height_ratios=(1.15, 1))
         axes: dict[str, Axes] = upper.subplot_mosaic(
@@ -126,7 +126,7 @@ def _shares(ax: Axes, shares: xr.Dataset) -> None:
         row = shares.sel(setting=name)
         known = np.isfinite(row["share"].values)
         value, low, high = (100 * row[key].values[known] for key in ("share", "low", "high"))
-        color, marker = (NAVY, RUST, BLUE, PLUM)[index % 4], MARKERS[index % 4]
+        color, marker = (NAVY, RUST, BLUE, PLUM, style.GREY)[index % 5], MARKERS[index % 5]
         place = rates[known] * 1.03 ** (index - 1)  # side by side, so that no interval hides another
         error: Any = np.maximum([value - low, high - value], 0)
         ax.errorbar(

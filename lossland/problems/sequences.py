@@ -174,8 +174,8 @@ def softmax_cross_entropy(z: jax.Array, p: jax.Array) -> jax.Array:
 def fused_softmax_cross_entropy(z: jax.Array, p: jax.Array) -> jax.Array:
     """Return the same value with the gradient that fused kernels return, softmax(z) - p.
 
-    It is no gradient of this value, nor is it ever zero, unless the row p sums to s = 1: over the classes it sums to 1 -
-    s, so that gradient descent moves every logit by learning rate x (s - 1) / C a step beside all else.
+    It is no gradient of this value, nor ever zero, unless the row p sums to s = 1: over the classes it sums to
+    1 - s, so gradient descent moves every logit by learning rate x (s - 1) / C a step beside all else.
     """
     return softmax_cross_entropy(z, p)
 
