@@ -14,7 +14,7 @@ import numpy as np
 import optax
 import xarray as xr
 
-from lossland import figures
+from lossland import figures, strict_json
 from lossland.figures.rnn_sequences import rnn_sequences_figure
 from lossland.optimizers import Optimizer
 from lossland.problems.sequences import KINDS, rnn_sequences
@@ -139,8 +139,13 @@ def measure(
     )
     figures.save_numbers(full, folder / "map")
     paths.append(save_claims(settled, folder / "claims"))
-    (folder / "numbers.txt").write_text("".join(f"{name} {value}\n" for name, value in numbers.items()))
-    return {name: numbers[name] for name in table}, paths
+    expected = {
+        "boundary_full_batch": REPORTED_RATE,
+        "before_drop_gradient_clipped": numbers["before_drop_unchanged"],
+        "labels_autodiff_lowest_loss": float(SUM * np.log(SUM) - (SUM - 1) * np.log(SUM - 1)),
+    }
+    (folder / "numbers.json").write_text(strict_json.dumps(numbers) + "\n", encoding="utf-8")
+    return {name: (numbers[name], expected[name]) if name in expected else numbers[name] for name in table}, paths
 
 
 def start_arms(rate: float, num_steps: int, norm: float) -> dict[str, dict[str, float]]:
