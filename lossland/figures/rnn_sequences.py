@@ -14,7 +14,7 @@ from lossland.figures import style
 from lossland.figures.labels import head, settle
 
 BLUE, RUST, PLUM, NAVY = style.CURVE_COLORS[:4]
-MARKERS = ("o", "s", "D", "^", "v")
+MARKERS = ("o", "s", "D", "^", "v", "P")
 
 ARMS = {
     "unchanged": "unchanged",
@@ -126,15 +126,15 @@ def _shares(ax: Axes, shares: xr.Dataset) -> None:
         row = shares.sel(setting=name)
         known = np.isfinite(row["share"].values)
         value, low, high = (100 * row[key].values[known] for key in ("share", "low", "high"))
-        color, marker = (NAVY, RUST, BLUE, PLUM, style.GREY)[index % 5], MARKERS[index % 5]
-        place = rates[known] * 1.03 ** (index - 1)  # side by side, so that no interval hides another
+        color, marker = (NAVY, style.INK, RUST, BLUE, PLUM, style.GREY)[index % 6], MARKERS[index % 6]
+        place = rates[known] * 1.03 ** (index - 2)  # side by side, so that no interval hides another
         error: Any = np.maximum([value - low, high - value], 0)
         ax.errorbar(
             place, value, error, color=color, marker=marker, markersize=3.2, linewidth=0.9, elinewidth=0.6,
             linestyle=style.CURVE_STYLES[index % 5], label=name,
         )  # fmt: skip
     main = shares.isel(setting=0)
-    if np.isfinite(main["median"]):
+    if main["median_low"] > 0 and np.isfinite(main["median_high"]):
         ax.axvspan(float(main["median_low"]), float(main["median_high"]), color=style.RULE, alpha=0.6, linewidth=0)
     ax.axvline(2e-4, color=style.GREY, linewidth=0.7, linestyle=(0, (3, 2)))
     ax.annotate(
@@ -142,7 +142,7 @@ def _shares(ax: Axes, shares: xr.Dataset) -> None:
         fontsize=style.SMALL, color=style.GREY,
     )  # fmt: skip
     ax.set(
-        xscale="log", xlim=(0.8 * min(rates[0], 2e-4), 1.25 * rates[-1]), ylim=(-3, 119), xlabel="learning rate",
+        xscale="log", xlim=(0.8 * min(rates[0], 2e-4), 1.25 * rates[-1]), ylim=(-3, 128), xlabel="learning rate",
         ylabel="runs that learn, then get worse (%)", yticks=(0, 25, 50, 75, 100),
     )  # fmt: skip
     ax.xaxis.set_minor_formatter(NullFormatter())

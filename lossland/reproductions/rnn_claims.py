@@ -19,8 +19,8 @@ UNDECIDED = "more seeds: the interval of these holds one half"
 
 class Results(NamedTuple):
     """What was run: the rate at which most seeds get worse; the map's runs and their shape; how many drops were gone
-    through again; those that came again, taken apart; arms from before a drop, and from the start; labels that sum to
-    s, and the drift that they cause."""
+    through again; those that came again, taken apart; arms from before a drop, and from the start; valid and
+    invalid labels, and the drift that they cause; long runs at the reported rate."""
 
     rate: float
     runs: xr.Dataset
@@ -31,6 +31,7 @@ class Results(NamedTuple):
     from_start: xr.Dataset
     labels: xr.Dataset
     drift: xr.Dataset
+    slow: xr.Dataset | None
 
 
 def numbers_of(found: Results) -> dict[str, Any]:
@@ -40,6 +41,7 @@ def numbers_of(found: Results) -> dict[str, Any]:
     numbers: dict[str, Any] = {
         "runs": float(full["shape"].size),
         **boundary_numbers("full_batch", full),
+        **boundary_numbers("for_good", full.assign(shape=full["stays_down"])),
         "worst_rate": found.rate,
         "gets_worse_at_worst_rate": float(at["shape"].mean()),
         "stays_down_at_worst_rate": float(at["stays_down"].mean()),
@@ -75,12 +77,20 @@ def numbers_of(found: Results) -> dict[str, Any]:
         )
     gd = found.drift.sel(setting="gradient descent, fused")
     numbers["drift_of_descent_over_law"] = float(gd["mean_bias"][-1] / gd["predicted"][-1])
-    for gradient in found.labels["gradient"].values.tolist():
-        wrong = found.labels.sel(gradient=gradient).isel(label_sum=-1)
+    for gradient in found.labels["labels"].values.tolist():
+        wrong = found.labels.sel(labels=gradient)
+        numbers[f"labels_{gradient}_learn"] = float(np.isfinite(wrong["learnt_step"]).mean())
+        numbers[f"labels_{gradient}_stay_down"] = float(wrong["stays_down"].mean())
         numbers[f"labels_{gradient}_get_worse"] = float(wrong["shape"].mean())
         numbers[f"labels_{gradient}_drift_over_rate"] = float(wrong["drift"].median())
         numbers[f"labels_{gradient}_loss_rise"] = float((wrong["last_loss"] / wrong["lowest_loss"]).median())
         numbers[f"labels_{gradient}_lowest_loss"] = float(wrong["lowest_loss"].min())
+    if found.slow is not None:
+        numbers["gets_worse_at_reported_rate"] = float(found.slow["shape"].mean())
+        numbers["stays_down_at_reported_rate"] = float(found.slow["stays_down"].mean())
+        numbers["drop_step_at_reported_rate"] = float(found.slow["drop_step"].median())
+        numbers["learnt_step_at_reported_rate"] = float(found.slow["learnt_step"].median())
+        numbers["worst_accuracy_at_reported_rate"] = float(found.slow["worst_accuracy"].median())
     return numbers
 
 
@@ -98,20 +108,25 @@ def claims(found: Results) -> list[Claim]:
 
 
 def _rate(found: Results) -> Claim:
-    value, low, high = share(found.full["shape"].sel(learning_rate=found.rate))
-    edge = boundary(found.full)
-    quarter = _count(found.from_start, "learning_rate_x_0.25")
+    stays = found.full["stays_down"]
+    slow = _nearest(found.full["learning_rate"].values, found.rate / 4)
+    value, low, high = share(stays.sel(learning_rate=found.rate))
+    quarter = stays.sel(learning_rate=slow)
     tenth, unchanged = (_count(found.before_drop, name) for name in ("learning_rate_x_0.1", "unchanged"))
-    clear = share(found.from_start["shape"].sel(arm="learning_rate_x_0.25"))[2] < low
-    steps = int(found.runs["step"][-1])
     return Claim(
-        CASE, "a", "the learning rate is too high", "supported" if clear else "depends",
-        f"share of seeds that get worse at learning rate {found.rate:.3g}", value, low, high,
-        f"same seeds at a quarter of the rate: {quarter}; states before a drop at a tenth of it: {tenth}, unchanged: "
-        f"{unchanged}",
-        f"half of the seeds get worse from a learning rate of {float(edge['median']):.2g} on, interval "
-        f"{float(edge['low']):.2g} to {float(edge['high']):.2g}, within {steps} steps",
+        CASE, "a", "the learning rate is too high", "supported" if share(quarter)[2] < low else "depends",
+        f"share of seeds that get worse for good at learning rate {found.rate:.3g}", value, low, high,
+        f"same seeds at {slow:.3g}: {int(quarter.sum())} of {quarter.size}; states before a drop at a tenth of the "
+        f"rate: {tenth}, unchanged: {unchanged}",
+        f"half of the seeds get worse from a learning rate of {_edges(found)} on, within a quarter, a half and all of "
+        f"{int(found.runs['step'][-1])} steps",
     )  # fmt: skip
+
+
+def _edges(found: Results) -> str:
+    most, lowest = int(found.runs["step"][-1]), float(found.full["learning_rate"][0])
+    edges = [float(boundary(reported_shape(found.runs, until=most // count))["median"]) for count in (4, 2, 1)]
+    return ", ".join(f"{edge:.2g}" if edge else f"less than {lowest:.2g}" for edge in edges)
 
 
 def _denominator(found: Results) -> Claim:
@@ -131,32 +146,32 @@ def _denominator(found: Results) -> Claim:
 
 def _decays(found: Results) -> Claim:
     arms = found.from_start
-    value, low, high = share(arms["shape"].sel(arm="unchanged"))
-    counts = {name: _count(arms, name) for name in ("b1_0", "b1_0.95", "b2_0.99", "b2_0.9")}
+    value, low, high = share(found.full["shape"].sel(learning_rate=found.rate))
+    counts = {name: _count(arms, name) for name in ("unchanged", "b1_0", "b1_0.95", "b2_0.99", "b2_0.9")}
     verdict = side_of(-high, -low, -0.5)  # they work against it where few seeds get worse
     return Claim(
         CASE, "c", "b1 = 0.9, b2 = 0.999 must work against this", verdict,
         f"share of seeds that get worse with them at learning rate {found.rate:.3g}", value, low, high,
-        "same seeds with " + ", ".join(f"{name.replace('_', ' ')}: {count}" for name, count in counts.items()),
+        "in fewer steps, " + ", ".join(f"{name.replace('_', ' ')}: {count}" for name, count in counts.items()),
         UNDECIDED if verdict == "depends" else "",
     )  # fmt: skip
 
 
 def _delay(found: Results) -> Claim:
-    slow = _nearest(found.full["learning_rate"].values, found.rate / 4)
-    most, fall = int(found.runs["step"][-1]), float(np.median(found.full["drop_step"].sel(learning_rate=found.rate)))
-    wanted = fall * found.rate / slow
-    at = reported_shape(found.runs.sel(learning_rate=slow))
+    most = int(found.runs["step"][-1])
+    at = found.full.isel(learning_rate=0) if found.slow is None else found.slow.isel(learning_rate=0)
     value, low, high = share(at["shape"])
-    after = np.where(np.isfinite(at["learnt_step"].values), most - at["learnt_step"].values, 0.0)
-    enough = wanted <= most and float(np.median(after)) > 0
-    within = [boundary(reported_shape(found.runs, until=most // count))["median"] for count in (4, 2, 1)]
+    learnt, fall = float(np.median(at["learnt_step"])), float(np.median(at["drop_step"]))
+    fast = float(np.median(found.full["drop_step"].sel(learning_rate=found.rate)))
+    rate = float(at["learning_rate"])
     return Claim(
-        CASE, "d", "a low enough learning rate merely delays it", side_of(low, high) if enough else "depends",
-        f"share of seeds that get worse at learning rate {slow:.3g} within {most} steps", value, low, high,
-        f"same seeds at {found.rate:.3g} get worse at step {fall:.0f} (median), as far as {wanted:.0f} steps go at "
-        f"{slow:.3g}; there they go on for {float(np.median(after)):.0f} steps after having learnt (median)",
-        "boundary within a quarter, a half and all of the steps: " + ", ".join(f"{float(edge):.2g}" for edge in within),
+        CASE, "d", "a low enough learning rate merely delays it",
+        side_of(low, high) if np.isfinite(learnt) else "depends",
+        f"share of seeds that get worse at the lowest learning rate, {rate:.3g}", value, low, high,
+        f"seeds at {found.rate:.3g} get worse at step {fast:.0f} (median), at {rate:.3g} they learn "
+        f"at step {learnt:.0f} and get worse at step {fall:.0f} (inf: not within the run)",
+        f"half of the seeds get worse from a learning rate of {_edges(found)} on, within a quarter, a half and all of "
+        f"{most} steps",
     )  # fmt: skip
 
 
@@ -165,18 +180,18 @@ def _nearest(rates: np.ndarray, wanted: float) -> float:
 
 
 def _labels(found: Results) -> Claim:
-    labels = found.labels.isel(label_sum=-1)
-    value, low, high = share(labels["shape"].sel(gradient="fused"))
-    valid = share(found.labels["shape"].sel(gradient="fused").isel(label_sum=0))[0]
-    auto = share(labels["shape"].sel(gradient="autodiff"))[0]
-    rise = float((labels["last_loss"] / labels["lowest_loss"]).sel(gradient="fused").median())
-    drift = float(labels["drift"].sel(gradient="fused").median())
-    total = float(found.labels["label_sum"][-1])
-    verdict = side_of(low, high)
+    labels = found.labels
+    value, low, high = share(labels["shape"].sel(labels="fused"))
+    valid = share(labels["shape"].sel(labels="valid"))
+    auto = share(labels["shape"].sel(labels="autodiff"))[0]
+    rise = float((labels["last_loss"] / labels["lowest_loss"]).sel(labels="fused").median())
+    drift = float(labels["drift"].sel(labels="fused").median())
+    more = low > valid[2]
+    verdict: Verdict = "supported" if more else "refuted" if value <= valid[0] or high < 0.5 else "depends"
     return Claim(
         CASE, "e", "labels that sum to more than 1 cause it", verdict,
-        f"share of seeds that get worse with labels that sum to {total:g} and softmax - p", value, low, high,
-        f"same seeds with valid labels: {valid:.2g}, with autodiff's gradient: {auto:.2g}; output biases drift by "
+        "share of seeds that get worse with labels that sum to 1.5 and the gradient softmax - p", value, low, high,
+        f"same seeds with valid labels: {valid[0]:.2g}, with autodiff's gradient: {auto:.2g}; output biases drift by "
         f"{drift:.2g} learning rates a step, the loss ends {rise:.3g} times its smallest",
         UNDECIDED if verdict == "depends" else "",
     )  # fmt: skip

@@ -41,8 +41,8 @@ HORIZON = 100
 
 
 def drops(runs: xr.Dataset, most: int) -> xr.Dataset:
-    """Choose saved states `BEFORE` steps before a drop, along the axis "state": of each run the first drop whose run
-    was above 90 % accuracy then and had no other drop in between; at most `most` states.
+    """Choose saved states `BEFORE` steps before a drop, along the axis "state": of each run the drop in which the
+    loss rises most, of those before which the run was above 90 % accuracy and had no other drop; at most `most` states.
 
     Args:
         runs: over (learning_rate, seed, step), with the records of `state_probe`, evenly spaced.
@@ -56,7 +56,9 @@ def drops(runs: xr.Dataset, most: int) -> xr.Dataset:
         calm[..., shift:] &= ~dropped[..., :-shift]
     found = dropped & calm
     rate, seed = (places[:most] for places in np.nonzero(found.any(-1)))
-    at = found.argmax(-1)[rate, seed] - back
+    loss = runs["loss"].transpose("learning_rate", "seed", "step").values.astype(float)
+    rise = np.where(found, loss / np.fmin.accumulate(loss, axis=-1), 0.0)
+    at = rise.argmax(-1)[rate, seed] - back
     places = {"learning_rate": rate, "seed": seed, "step": at}
     return runs[[PARAMS, OPT_STATE]].isel({name: xr.DataArray(place, dims="state") for name, place in places.items()})
 

@@ -17,6 +17,7 @@ import xarray as xr
 from lossland import figures, strict_json
 from lossland.figures.rnn_sequences import rnn_sequences_figure
 from lossland.optimizers import Optimizer
+from lossland.problems.problem import Problem
 from lossland.problems.sequences import KINDS, rnn_sequences
 from lossland.reproductions.claims import save_claims
 from lossland.reproductions.rnn_claims import Results, arms_of, boundary_numbers, claims, numbers_of, shares_of
@@ -51,7 +52,8 @@ SUM = 1.5
 
 class Size(NamedTuple):
     """How much is run: hidden units, rates, seeds and steps of the map; rates in batches of 32; seeds and steps of arms
-    from the start; drops taken apart; seeds of invalid labels; (hidden, rates, seeds, steps) of the checks."""
+    from the start; drops taken apart; seeds of invalid labels; seeds and steps at the reported rate; (hidden, rates,
+    seeds, steps) of the checks."""
 
     hidden: int
     rates: tuple[float, ...]
@@ -62,6 +64,7 @@ class Size(NamedTuple):
     arm_steps: int
     num_drops: int
     label_seeds: int
+    slow: tuple[int, int]
     wide: tuple[tuple[int, tuple[float, ...], int, int], ...]
 
 
@@ -71,13 +74,23 @@ def doubling(first: int, last: int, per_octave: int = 1) -> tuple[float, ...]:
     return tuple(float(rate) for rate in REPORTED_RATE * 2.0**places)
 
 
-FAST = Size(16, doubling(3, 5, 1)[::2], 6, 400, (), 4, 300, 3, 2, ())
+FAST = Size(16, doubling(3, 5)[::2], 6, 400, (), 4, 300, 3, 2, (0, 0), ())
 FULL = Size(
-    16, doubling(2, 7), 8, 2000, doubling(3, 6), 8, 600, 16, 6,
+    16, doubling(2, 6), 8, 2000, doubling(3, 6), 8, 600, 16, 4, (4, 6000),
     ((64, (REPORTED_RATE, *doubling(3, 5)[::2]), 2, 1000), (128, doubling(4, 4), 2, 600)),
 )  # fmt: skip
 ACCELERATOR = Size(
-    64, doubling(0, 7, 4), 64, 5000, doubling(0, 7, 2), 64, 2000, 256, 64, ((128, doubling(0, 7, 2), 32, 5000),)
+    64,
+    doubling(0, 7, 4),
+    64,
+    5000,
+    doubling(0, 7, 2),
+    64,
+    2000,
+    256,
+    64,
+    (32, 20000),
+    ((128, doubling(0, 7, 2), 32, 5000),),
 )
 """1856 runs of 64 units over 29 rates, 960 in batches of 32, 704 arms, 480 runs of 128 units: for a GPU."""
 
@@ -94,7 +107,7 @@ def measure(
     problem = rnn_sequences(size.hidden)
     runs = train(problem, size.rates, size.seeds, size.num_steps, probes=[STATE])
     full = reported_shape(runs)
-    worst = float(full["shape"].mean("seed").idxmax("learning_rate"))
+    worst = float((full["shape"] + full["stays_down"].astype(int)).mean("seed").idxmax("learning_rate"))
     states = drops(runs.sel(learning_rate=[worst]), size.num_drops)
     runs = runs[["loss", "accuracy"]]
     records = closely(problem, states)
@@ -111,6 +124,7 @@ def measure(
         interventions(problem, states, arms).isel(state=again),
         reported_shape(train_arms(problem, start_arms(worst, size.arm_steps, usual), size.arm_seeds, size.arm_steps)),
         *_labels(size),
+        _slow(problem, size),
     )
     numbers = numbers_of(found)
     checks: dict[str, xr.Dataset] = {}
@@ -127,11 +141,12 @@ def measure(
         checks["other data"] = reported_shape(train(other, size.rates[1::2], size.seeds, size.num_steps // 2))
         numbers |= boundary_numbers("other_data", checks["other data"])
     settled = claims(found)
+    for_good = full.assign(shape=full["stays_down"])
     numbers |= {f"claim_{claim.letter}": claim.verdict for claim in settled}
     paths = figures.save(
         rnn_sequences_figure(
             *_example(found.runs, records, again),
-            shares_of({"full batch": full, **checks}),
+            shares_of({"full batch": full, "full batch, for good": for_good, **checks}),
             arms_of(found),
             found.drift,
         ),
@@ -165,36 +180,45 @@ def start_arms(rate: float, num_steps: int, norm: float) -> dict[str, dict[str, 
 
 
 def _example(runs: xr.Dataset, records: xr.Dataset, again: np.ndarray) -> tuple[xr.Dataset, xr.Dataset]:
-    """Choose the drop at which gradients grow most through time: its whole run, and its steps one by one."""
-    most = again[int(records["growth_through_time"].max("step").values[again].argmax())]
+    """Choose the drop in which the loss rises most: its whole run, and its steps one by one."""
+    rise = (records["loss"].max("step") / records["loss"].min("step")).values[again]
+    most = again[int(rise.argmax())]
     close = records.isel(state=most)
     return runs.sel(learning_rate=float(close["learning_rate"]), seed=int(close["seed"])), close
 
 
 def _labels(size: Size) -> tuple[xr.Dataset, xr.Dataset]:
-    """Labels that sum to s, at a rate at which valid ones do no harm: (shape over (gradient, label_sum, seed), drift
-    over (setting, step))."""
-    rate, sums, every = size.rates[0], [1.0, SUM], 20
+    """Valid and invalid labels at the lowest rate of the map: (shape over (labels, seed), the loss taken above its floor,
+    -sum p ln(p / s); drift over (setting, step))."""
+    rate, every = size.rates[0], 20
     parts, drifts = {}, {}
-    for gradient in ("autodiff", "fused"):
+    for gradient, total in (("autodiff", 1.0), ("autodiff", SUM), ("fused", SUM)):
         problem = rnn_sequences(size.hidden, gradient=gradient)
-        sweep = Sweep({"label_sum": sums}, size.label_seeds, size.num_steps, every, lane_width=LANES)
+        sweep = Sweep({"label_sum": [total]}, size.label_seeds, size.num_steps, every, lane_width=LANES)
         optimizer = ADAM.with_arguments(learning_rate=rate)
-        runs = run(problem, optimizer, sweep, ["loss", accuracy(), label_drift], progress=False)
+        runs = run(problem, optimizer, sweep, ["loss", accuracy(), label_drift], progress=False).isel(label_sum=0)
         tail = slice(-max(1, runs.sizes["step"] // 10), None)
-        parts[gradient] = reported_shape(runs).assign(
+        floor = total * np.log(total) - (total - 1) * np.log(total - 1) if total > 1 else 0.0
+        name = gradient if total > 1 else "valid"
+        parts[name] = reported_shape(runs.assign(loss=runs["loss"] - floor)).assign(
             lowest_loss=runs["loss"].min("step"),
             drift=(runs["mean_bias"].isel(step=-1) - runs["mean_bias"].isel(step=0)) / (rate * size.num_steps),
             last_loss=runs["loss"].isel(step=tail).median("step"),
         )
-        drifts[f"Adam, {gradient}"] = _drift(runs.sel(label_sum=SUM).isel(seed=0), rate, np.nan)
+        drifts[f"Adam, {name}"] = _drift(runs.isel(seed=0), rate, np.nan)
     problem = rnn_sequences(size.hidden, gradient="fused")
     descent = Optimizer(optax.sgd, learning_rate=SGD_RATE)
     sweep = Sweep({"label_sum": [SUM]}, 1, size.num_steps, every, lane_width=LANES)
     runs = run(problem, descent, sweep, ["loss", accuracy(), label_drift], progress=False).isel(label_sum=0, seed=0)
     drifts["gradient descent, fused"] = _drift(runs, SGD_RATE, (SUM - 1) / len(KINDS))
-    shape = xr.concat(parts.values(), xr.DataArray(list(parts), dims="gradient", name="gradient"))
+    shape = xr.concat(parts.values(), xr.DataArray(list(parts), dims="labels", name="labels"))
     return shape, xr.concat(drifts.values(), xr.DataArray(list(drifts), dims="setting", name="setting"))
+
+
+def _slow(problem: Problem, size: Size) -> xr.Dataset | None:
+    """Train for long at the reported rate; None where no seeds are given."""
+    seeds, num_steps = size.slow
+    return reported_shape(train(problem, [REPORTED_RATE], seeds, num_steps)) if seeds else None
 
 
 def _drift(runs: xr.Dataset, rate: float, law: float) -> xr.Dataset:

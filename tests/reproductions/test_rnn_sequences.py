@@ -105,7 +105,7 @@ def shape_of(flags, axis, names, **more):
     return xr.Dataset({key: ((axis, "seed"), value) for key, value in (values | more).items()}, coordinates)
 
 
-def results(moment_share=0.0, clipped=0, labels=0):
+def results(moment_share=0.0, clipped=0, labels=0, valid=0):
     """Results as if twelve seeds had been run, of which so many get worse in an arm."""
     seeds = 12
     rates = [1e-3, 2e-3, 4e-3, 8e-3]
@@ -123,12 +123,9 @@ def results(moment_share=0.0, clipped=0, labels=0):
         },
         {"learning_rate": rates, "seed": np.arange(seeds), "step": steps},
     )
-    few = np.arange(seeds) < np.array([0, labels])[:, None]
-    one = {"last_loss": np.full((2, seeds), 1.1), "lowest_loss": np.ones((2, seeds)), "drift": np.ones((2, seeds))}
-    of_labels = xr.concat(
-        [shape_of(few, "label_sum", [1.0, 1.5], **one)] * 2,
-        xr.DataArray(["autodiff", "fused"], dims="gradient", name="gradient"),
-    )
+    few = np.arange(seeds) < np.array([valid, 0, labels])[:, None]
+    one = {"last_loss": np.full((3, seeds), 1.1), "lowest_loss": np.ones((3, seeds)), "drift": np.ones((3, seeds))}
+    of_labels = shape_of(few, "labels", ["valid", "autodiff", "fused"], **one)
     drift = xr.Dataset(
         {"mean_bias": (("setting", "step"), [[0.0, 2.0]]), "predicted": (("setting", "step"), [[0.0, 2.0]])},
         {"setting": ["gradient descent, fused"], "step": [0, 1]},
@@ -136,7 +133,9 @@ def results(moment_share=0.0, clipped=0, labels=0):
     parts = Anatomy(
         **{name: np.full(seeds, 2.0) for name in Anatomy._fields} | {"moment_share": np.full(seeds, moment_share)}
     )
-    return Results(8e-3, runs, shape_of(some, "learning_rate", rates), seeds, parts, worse, worse, of_labels, drift)
+    return Results(
+        8e-3, runs, shape_of(some, "learning_rate", rates), seeds, parts, worse, worse, of_labels, drift, None
+    )
 
 
 class TestClaims:
@@ -146,7 +145,7 @@ class TestClaims:
         assert verdicts == {
             "a": "supported", "b": "refuted", "c": "refuted", "d": "refuted", "e": "refuted", "f": "supported",
         }  # fmt: skip
-        assert "0.004" in settled["a"].condition
+        assert "0.0028, 0.0028, 0.0028" in settled["a"].condition
         assert "2000" in settled["d"].quantity
         text = format_claims(list(settled.values()))
         assert text.count("counterfactual") == 6
@@ -157,7 +156,8 @@ class TestClaims:
             ({"moment_share": 0.9}, "b", "supported"),
             ({"clipped": 12}, "f", "depends"),
             ({"labels": 12}, "e", "supported"),
-            ({"labels": 6}, "e", "depends"),
+            ({"labels": 8, "valid": 4}, "e", "depends"),
+            ({"labels": 6, "valid": 8}, "e", "refuted"),
         ],
     )
     def test_another_outcome_is_another_verdict(self, changed, letter, verdict):
