@@ -146,7 +146,7 @@ class TestClaims:
             "a": "supported", "b": "refuted", "c": "refuted", "d": "refuted", "e": "refuted", "f": "supported",
         }  # fmt: skip
         assert "0.0028, 0.0028, 0.0028" in settled["a"].condition
-        assert "2000" in settled["d"].quantity
+        assert settled["d"].quantity.endswith("learning rate, 0.001")
         text = format_claims(list(settled.values()))
         assert text.count("counterfactual") == 6
 
