@@ -47,7 +47,7 @@ def rnn_sequences_figure(
         close: the steps around its drop one by one, counted from `forked_at`, with `loss`, `ratio` (preconditioned
             sharpness over its threshold) and `growth_through_time`.
         shares: `share`, `low`, `high` over (setting, learning_rate), the share of seeds with the shape; NaN where a
-            setting was not run; `median`, `median_low`, `median_high` over setting, the boundary.
+            setting was not run.
         arms: `share`, `low`, `high`, `count` over (when, arm), when in "from the start", "before the drop".
         drift: `mean_bias`, `predicted` over (setting, step).
     """
@@ -56,18 +56,18 @@ def rnn_sequences_figure(
         rate = float(one["learning_rate"])
         head(
             figure,
-            "A recurrent classifier learns, then gets worse: at a high learning rate it meets gradients that explode",
+            "A recurrent classifier learns, then gets worse: gradients explode within a step, without warning",
             f"Tanh network, four types of sequences, Adam. Left: one run at learning rate {rate:.3g}, and the steps "
-            "around its drop (shaded above). Top right: share of seeds that reach 90 % accuracy and later fall below "
-            "80 % with twice the loss; bars: 95 % intervals; grey: where half of them do, full batch. Bottom right: "
-            "labels that sum to 1.5.",
+            "around its drop (shaded). Top right: share of seeds that reach 90 % accuracy and later fall below "
+            "80 % with twice the loss; bars: 95 % intervals. Bottom right: labels that sum to 1.5, gradient softmax - "
+            "p (fused) or autodiff's.",
         )
-        upper, lower = figure.subfigures(2, 1, height_ratios=(1.15, 1))
-        axes: dict[str, Axes] = upper.subplot_mosaic(
+        parts: Any = figure.subfigures(2, 1, height_ratios=(1.15, 1))
+        axes: dict[str, Axes] = parts[0].subplot_mosaic(
             [["loss", "shares"], ["accuracy", "shares"], ["close", "shares"]], height_ratios=(1, 0.8, 1.5),
             width_ratios=(1.15, 1),
         )  # fmt: skip
-        axes |= lower.subplot_mosaic([["arms", "drift"]], width_ratios=(1.15, 1))
+        axes |= parts[1].subplot_mosaic([["arms", "drift"]], width_ratios=(1.15, 1))
         _one_run(axes, one, close)
         _close(axes["close"], close)
         _shares(axes["shares"], shares)
@@ -107,7 +107,7 @@ def _close(ax: Axes, close: xr.Dataset) -> None:
         ax.semilogy(steps, np.where(values > 0, values, np.nan), color=color, linestyle=line, linewidth=1, label=label)
     ax.axhline(1, color=style.GREY, linewidth=0.6)
     ax.yaxis.set_minor_locator(NullLocator())
-    ax.set_ylim(top=ax.get_ylim()[1] * 1e3)
+    ax.set_ylim(top=ax.get_ylim()[1] * 1e5)
     ax.set(xlabel="step", xlim=(steps[0], steps[-1]))
     ax.legend(
         loc="upper left",
@@ -133,9 +133,6 @@ def _shares(ax: Axes, shares: xr.Dataset) -> None:
             place, value, error, color=color, marker=marker, markersize=3.2, linewidth=0.9, elinewidth=0.6,
             linestyle=style.CURVE_STYLES[index % 5], label=name,
         )  # fmt: skip
-    main = shares.isel(setting=0)
-    if main["median_low"] > 0 and np.isfinite(main["median_high"]):
-        ax.axvspan(float(main["median_low"]), float(main["median_high"]), color=style.RULE, alpha=0.6, linewidth=0)
     ax.axvline(2e-4, color=style.GREY, linewidth=0.7, linestyle=(0, (3, 2)))
     ax.annotate(
         " reported rate", (2e-4, 0.5), xycoords=("data", "axes fraction"), rotation=90, va="center", ha="left",
@@ -174,9 +171,16 @@ def _arms(ax: Axes, arms: xr.Dataset) -> None:
 def _drift(ax: Axes, drift: xr.Dataset) -> None:
     for index, name in enumerate(drift["setting"].values.tolist()):
         row = drift.sel(setting=name)
-        color = (RUST, NAVY, BLUE)[index % 3]
+        color = (style.GREY, BLUE, NAVY, RUST)[index % 4]
         steps = row["step"].values
-        ax.plot(steps, row["mean_bias"].values, color=color, linewidth=1.1, label=name)
+        ax.plot(
+            steps,
+            row["mean_bias"].values,
+            color=color,
+            linewidth=1.1,
+            linestyle=style.CURVE_STYLES[index % 5],
+            label=name,
+        )
         if np.isfinite(row["predicted"]).any():
             every = max(1, len(steps) // 9)
             ax.plot(
@@ -184,5 +188,6 @@ def _drift(ax: Axes, drift: xr.Dataset) -> None:
                 markerfacecolor="white", markeredgewidth=0.8, label=f"{name}, predicted",
             )  # fmt: skip
     steps = drift["step"].values
+    ax.set_ylim(top=1.3 * ax.get_ylim()[1])
     ax.set(xlabel="step", ylabel="mean output bias / learning rate", xlim=(steps[0], 1.02 * steps[-1]))
     ax.legend(loc="upper left", frameon=False, fontsize=style.SMALL, handlelength=2, borderaxespad=0.2)

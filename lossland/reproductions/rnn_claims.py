@@ -220,25 +220,18 @@ def _schedule(found: Results) -> Claim:
 
 
 def shares_of(settings: Mapping[str, xr.Dataset]) -> xr.Dataset:
-    """Share of seeds with the shape over (setting, learning_rate), with intervals; the boundary of each setting."""
+    """Share of seeds with the shape over (setting, learning_rate), with intervals."""
     rates = sorted({float(rate) for shape in settings.values() for rate in shape["learning_rate"].values})
     shape = (len(settings), len(rates))
     values = {name: np.full(shape, np.nan) for name in ("share", "low", "high")}
-    edges = {name: np.full(len(settings), np.nan) for name in ("median", "median_low", "median_high")}
     for row, found in enumerate(settings.values()):
         for rate in found["learning_rate"].values:
             place = (row, rates.index(float(rate)))
             values["share"][place], values["low"][place], values["high"][place] = share(
                 found["shape"].sel(learning_rate=rate)
             )
-        edge = boundary(found)
-        for name, key in (("median", "median"), ("median_low", "low"), ("median_high", "high")):
-            edges[name][row] = float(edge[key])
     return xr.Dataset(
-        {
-            **{name: (("setting", "learning_rate"), array) for name, array in values.items()},
-            **{name: ("setting", array) for name, array in edges.items()},
-        },
+        {name: (("setting", "learning_rate"), array) for name, array in values.items()},
         {"setting": list(settings), "learning_rate": rates},
     )
 

@@ -97,10 +97,10 @@ class Anatomy(NamedTuple):
     forecast_error: np.ndarray
 
 
-def recurs(records: xr.Dataset) -> np.ndarray:
+def recurs(records: xr.Dataset) -> Any:
     """Say of every state whether its rise comes again: near it, rounding decides. (state,)"""
     loss = records["loss"].transpose("state", "step").values
-    return (loss > VISIBLE * np.fmin.accumulate(loss, axis=1)).any(1)
+    return np.any(loss > VISIBLE * np.fmin.accumulate(loss, axis=1), axis=1)
 
 
 LEAD = 5

@@ -18,7 +18,7 @@ from lossland import figures, strict_json
 from lossland.figures.rnn_sequences import rnn_sequences_figure
 from lossland.optimizers import Optimizer
 from lossland.problems.problem import Problem
-from lossland.problems.sequences import KINDS, rnn_sequences
+from lossland.problems.sequences import KINDS, LabelGradient, rnn_sequences
 from lossland.reproductions.claims import save_claims
 from lossland.reproductions.rnn_claims import Results, arms_of, boundary_numbers, claims, numbers_of, shares_of
 from lossland.reproductions.rnn_events import (
@@ -192,7 +192,8 @@ def _labels(size: Size) -> tuple[xr.Dataset, xr.Dataset]:
     floor, -sum p ln(p / s); drift over (setting, step))."""
     rate, every = size.rates[0], 20
     parts, drifts = {}, {}
-    for gradient, total in (("autodiff", 1.0), ("autodiff", SUM), ("fused", SUM)):
+    kinds: tuple[tuple[LabelGradient, float], ...] = (("autodiff", 1.0), ("autodiff", SUM), ("fused", SUM))
+    for gradient, total in kinds:
         problem = rnn_sequences(size.hidden, gradient=gradient)
         sweep = Sweep({"label_sum": [total]}, size.label_seeds, size.num_steps, every, lane_width=LANES)
         optimizer = ADAM.with_arguments(learning_rate=rate)
@@ -211,8 +212,9 @@ def _labels(size: Size) -> tuple[xr.Dataset, xr.Dataset]:
     sweep = Sweep({"label_sum": [SUM]}, 1, size.num_steps, every, lane_width=LANES)
     runs = run(problem, descent, sweep, ["loss", accuracy(), label_drift], progress=False).isel(label_sum=0, seed=0)
     drifts["gradient descent, fused"] = _drift(runs, SGD_RATE, (SUM - 1) / len(KINDS))
-    shape = xr.concat(parts.values(), xr.DataArray(list(parts), dims="labels", name="labels"))
-    return shape, xr.concat(drifts.values(), xr.DataArray(list(drifts), dims="setting", name="setting"))
+    shape: Any = xr.concat(parts.values(), xr.DataArray(list(parts), dims="labels", name="labels"))
+    drift: Any = xr.concat(drifts.values(), xr.DataArray(list(drifts), dims="setting", name="setting"))
+    return shape, drift
 
 
 def _slow(problem: Problem, size: Size) -> xr.Dataset | None:
