@@ -186,8 +186,7 @@ def _labels(found: Results) -> Claim:
     auto = share(labels["shape"].sel(labels="autodiff"))[0]
     rise = float((labels["last_loss"] / labels["lowest_loss"]).sel(labels="fused").median())
     drift = float(labels["drift"].sel(labels="fused").median())
-    more = low > valid[2]
-    verdict: Verdict = "supported" if more else "refuted" if value <= valid[0] or high < 0.5 else "depends"
+    verdict: Verdict = "supported" if low > valid[2] else "refuted" if high < 0.5 else "depends"
     return Claim(
         CASE, "e", "labels that sum to more than 1 cause it", verdict,
         "share of seeds that get worse with labels that sum to 1.5 and the gradient softmax - p", value, low, high,

@@ -157,7 +157,6 @@ class TestClaims:
             ({"clipped": 12}, "f", "depends"),
             ({"labels": 12}, "e", "supported"),
             ({"labels": 8, "valid": 4}, "e", "depends"),
-            ({"labels": 6, "valid": 8}, "e", "refuted"),
         ],
     )
     def test_another_outcome_is_another_verdict(self, changed, letter, verdict):
@@ -189,6 +188,7 @@ class TestDrops:
 
 
 class TestSmallRun:
+    @pytest.mark.slow
     def test_loss_and_accuracy_are_recorded_and_a_seed_starts_the_same_in_every_arm(self):
         problem = rnn_sequences(3, 8, 6)
         arms = {"unchanged": {"learning_rate": 0.05}, "gradient_clipped": {"learning_rate": 0.05, "max_norm": 0.01}}
