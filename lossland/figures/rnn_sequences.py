@@ -115,7 +115,7 @@ def _close(ax: Axes, close: xr.Dataset) -> None:
         fontsize=style.SMALL,
         handlelength=2.4,
         borderaxespad=0.1,
-        ncols=3,
+        ncols=2,
         columnspacing=1.2,
     )
 
