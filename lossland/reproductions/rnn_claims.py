@@ -186,13 +186,15 @@ def _labels(found: Results) -> Claim:
     auto = share(labels["shape"].sel(labels="autodiff"))[0]
     rise = float((labels["last_loss"] / labels["lowest_loss"]).sel(labels="fused").median())
     drift = float(labels["drift"].sel(labels="fused").median())
-    verdict: Verdict = "supported" if low > valid[2] else "refuted" if high < 0.5 else "depends"
+    learnt = np.isfinite(labels["learnt_step"].sel(labels="fused").values)
+    fair = learnt.mean() > 0.5  # who has not learnt cannot get worse
+    verdict: Verdict = "supported" if low > valid[2] else "refuted" if fair and high < 0.5 else "depends"
     return Claim(
         CASE, "e", "labels that sum to more than 1 cause it", verdict,
         "share of seeds that get worse with labels that sum to 1.5 and the gradient softmax - p", value, low, high,
         f"same seeds with valid labels: {valid[0]:.2g}, with autodiff's gradient: {auto:.2g}; output biases drift by "
         f"{drift:.2g} learning rates a step, the loss ends {rise:.3g} times its smallest",
-        UNDECIDED if verdict == "depends" else "",
+        f"{int(learnt.sum())} of {learnt.size} runs with invalid labels reach 90 % accuracy at all",
     )  # fmt: skip
 
 

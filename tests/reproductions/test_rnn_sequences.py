@@ -162,6 +162,13 @@ class TestClaims:
     def test_another_outcome_is_another_verdict(self, changed, letter, verdict):
         assert {claim.letter: claim.verdict for claim in claims(results(**changed))}[letter] == verdict
 
+    def test_labels_that_nobody_learns_decide_nothing(self):
+        found = results()
+        none = found.labels.assign(learnt_step=found.labels["learnt_step"] * np.inf)
+        settled = {claim.letter: claim for claim in claims(found._replace(labels=none))}
+        assert settled["e"].verdict == "depends"
+        assert "0 of 12" in settled["e"].condition
+
     def test_numbers_are_those_of_the_runs(self):
         numbers = numbers_of(results())
         assert numbers["boundary_full_batch"] == pytest.approx(np.sqrt(2e-3 * 4e-3))
