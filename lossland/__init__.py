@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from lossland.sweeps.forks import fork, state_probe
     from lossland.sweeps.lazy import load
     from lossland.sweeps.planning import plan
-    from lossland.sweeps.probes import Probe
+    from lossland.sweeps.probes import Probe, accuracy_probe
     from lossland.sweeps.sweep import Outcome, Sweep
     from lossland.thresholds import threshold
 
@@ -61,6 +61,7 @@ _HOME = {
     "Problem": "lossland.problems.problem",
     "Schedule": "lossland.optimizers",
     "Sweep": "lossland.sweeps.sweep",
+    "accuracy_probe": "lossland.sweeps.probes",
     "adaptive": "lossland.stability.adaptive",
     "alarm_signals": "lossland.stability.forecast_scores",
     "batch_sharpness": "lossland.stability.batch_sharpness",
@@ -122,6 +123,7 @@ __all__ = [
     "Problem",
     "Schedule",
     "Sweep",
+    "accuracy_probe",
     "adaptive",
     "alarm_signals",
     "batch_sharpness",

@@ -18,13 +18,27 @@ if TYPE_CHECKING:
         networks,
         problem,
         reported,
+        sequences,
         synthetic,
         trainability,
     )
     from lossland.problems.label_noise import with_label_noise
     from lossland.problems.problem import Problem
+    from lossland.problems.sequences import rnn_sequences
 
-_MODULES = ("datasets", "flax_modules", "label_noise", "networks", "problem", "reported", "synthetic", "trainability")
+_MODULES = (
+    "datasets",
+    "flax_modules",
+    "label_noise",
+    "networks",
+    "problem",
+    "reported",
+    "sequences",
+    "synthetic",
+    "trainability",
+)
+_FUNCTIONS = {"Problem": "problem", "rnn_sequences": "sequences", "with_label_noise": "label_noise"}
+"""Names at home in a submodule: name -> the submodule."""
 
 NAMES: dict[str, tuple[str, str]] = {
     "linear_regression": (
@@ -34,6 +48,10 @@ NAMES: dict[str, tuple[str, str]] = {
     "numpy_mlp": (
         "lossland.problems.reported:numpy_mlp",
         "two tanh layers by hand, full batch, on half-moons: a spike at the start",
+    ),
+    "rnn_sequences": (
+        "lossland.problems.sequences:rnn_sequences",
+        "a recurrent classifier of four types of sequences: learns, then gets worse",
     ),
     "digits": ("lossland.problems.datasets:digits", "scikit-learn's handwritten digits, 1797 x 64, ten classes"),
     "digit_rows": (
@@ -68,6 +86,8 @@ __all__ = [
     "networks",
     "problem",
     "reported",
+    "rnn_sequences",
+    "sequences",
     "synthetic",
     "trainability",
     "with_label_noise",
@@ -92,13 +112,11 @@ def named(name: str, **options: Any) -> Problem:
 
 
 def __getattr__(name: str) -> Any:
-    """Load a submodule, or `Problem`, at its first use (PEP 562)."""
+    """Load a submodule, or a function of one, at its first use (PEP 562)."""
     if name in _MODULES:
         return importlib.import_module(f"{__name__}.{name}")
-    if name == "with_label_noise":
-        return importlib.import_module(f"{__name__}.label_noise").with_label_noise
-    if name == "Problem":
-        return importlib.import_module(f"{__name__}.problem").Problem
+    if name in _FUNCTIONS:
+        return getattr(importlib.import_module(f"{__name__}.{_FUNCTIONS[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}; it has {', '.join(__all__)}")
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from lossland import strict_json
+from lossland.reproductions.claims import format_claims, load_claims
 
 NAMES = (
     "linear_regression",
@@ -32,6 +33,7 @@ NAMES = (
     "adam_forecast",
     "adam_networks",
     "late_training_map",
+    "rnn_sequences",
 )
 
 COMPARISONS = {
@@ -136,6 +138,8 @@ def reproduce(name: str | None = None, *, as_json: bool = False, fast: bool = Fa
         numbers += found
         if not as_json:
             print(format_numbers(target, found, seconds))
+            if (settled := place / "claims.json").exists():
+                print("  claims\n" + format_claims(load_claims(settled)))
             print("figures " + ", ".join(map(str, paths)) + "\n")
     if as_json:
         print(strict_json.dumps([asdict(number) for number in numbers]))

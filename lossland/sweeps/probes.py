@@ -157,6 +157,38 @@ def gradient_curvature_probe() -> Probe:
     )
 
 
+def accuracy_probe(
+    logits: Callable[[Any, Any], jax.Array], labels: Callable[[Any], jax.Array] = lambda data: data[1]
+) -> Probe:
+    """Build the probe of the training accuracy: the share of examples whose largest logit is that of their label.
+
+    Equation: accuracy = mean over the full data of [argmax_c z_c = label]. Of equal logits the first counts.
+
+    Args:
+        logits: (params, data) -> `Float[Array, "example class"]`.
+        labels: data -> `Int[Array, "example"]`; the second entry of the data if not given.
+
+    Raises:
+        ValueError: (when the sweep is traced) where logits and labels do not fit.
+    """
+
+    def measure(problem: Problem, optimizer: Optimizer, state: State) -> jax.Array:
+        z, given = logits(state.params, problem.data), jnp.asarray(labels(problem.data))
+        if given.shape != z.shape[:-1] or not jnp.issubdtype(given.dtype, jnp.integer):
+            raise ValueError(
+                f"labels: expected whole numbers of shape {z.shape[:-1]}, one per row of logits, got {given.dtype} of "
+                f"shape {given.shape}; pass labels=function of the data"
+            )
+        return jnp.mean(jnp.argmax(z, axis=-1) == given, dtype=z.dtype)
+
+    return Probe(
+        "accuracy",
+        measure,
+        units={"accuracy": "1"},
+        descriptions={"accuracy": "share of the training examples whose largest logit is their label's"},
+    )
+
+
 def sharpness_probe(tol: float = 1e-4, max_matvecs: int = 192) -> Probe:
     """Build the probe of the sharpness, the largest signed eigenvalue of the Hessian of the full-data objective.
 

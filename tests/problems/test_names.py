@@ -11,8 +11,12 @@ import lossland as ll
 from lossland.problems import NAMES, named
 from tests.problems.quick import quick, starts_of
 
-SMALL = {"digits": {"num_examples": 100, "widths": (8,)}, "breast_cancer": {"num_examples": 60, "widths": (8,)}}
-SMALL["digit_rows"] = {"num_examples": 40, "width": 4}
+SMALL = {
+    "digits": {"num_examples": 100, "widths": (8,)},
+    "breast_cancer": {"num_examples": 60, "widths": (8,)},
+    "digit_rows": {"num_examples": 40, "width": 4},
+    "rnn_sequences": {"hidden": 4, "num_sequences": 8, "length": 6},
+}
 
 
 @pytest.mark.parametrize("name", NAMES)
