@@ -14,7 +14,7 @@ FLOORS = [
     {"stability"},
     {"diagnosis"},
     {"figures"},
-    {"mapping", "reproductions"},
+    {"mapping", "explaining", "reproductions"},
     {"cli"},
     {"__main__"},
 ]

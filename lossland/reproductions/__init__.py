@@ -32,6 +32,7 @@ NAMES = (
     "adam_forecast",
     "adam_networks",
     "late_training_map",
+    "fault_injection",
 )
 
 COMPARISONS = {
