@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from lossland import curvature, figures, landscapes, problems
     from lossland.diagnosis.causes import Cause
     from lossland.diagnosis.decomposition import decompose_change
+    from lossland.diagnosis.explain import explain
+    from lossland.diagnosis.explanation import Explanation
     from lossland.diagnosis.gradients import check_gradient
     from lossland.diagnosis.histories import explain_history
     from lossland.diagnosis.hygiene import check_inputs, check_labels, check_precision, check_shapes
@@ -54,6 +56,7 @@ _HOME = {
     "Axis": "lossland.stability.boundaries",
     "Cause": "lossland.diagnosis.causes",
     "Cutoffs": "lossland.stability.cutoffs",
+    "Explanation": "lossland.diagnosis.explanation",
     "Optimizer": "lossland.optimizers",
     "Outcome": "lossland.sweeps.sweep",
     "Plane": "lossland.stability.boundaries",
@@ -81,6 +84,7 @@ _HOME = {
     "cutoff_sensitivity": "lossland.stability.phases",
     "decompose_change": "lossland.diagnosis.decomposition",
     "example_curvatures": "lossland.stability.example_curvatures",
+    "explain": "lossland.diagnosis.explain",
     "explain_history": "lossland.diagnosis.histories",
     "figures": "lossland.figures",
     "forecast": "lossland.stability.forecast",
@@ -116,6 +120,7 @@ __all__ = [
     "Axis",
     "Cause",
     "Cutoffs",
+    "Explanation",
     "Optimizer",
     "Outcome",
     "Plane",
@@ -143,6 +148,7 @@ __all__ = [
     "cutoff_sensitivity",
     "decompose_change",
     "example_curvatures",
+    "explain",
     "explain_history",
     "figures",
     "forecast",

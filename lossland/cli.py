@@ -1,4 +1,4 @@
-"""The command line: `lossland map`, `plan`, `reproduce`, `report`, `status`, `verify`, `doctor`."""
+"""The command line: `lossland map`, `plan`, `reproduce`, `explain`, `report`, `status`, `verify`, `doctor`."""
 
 from __future__ import annotations
 
@@ -127,6 +127,32 @@ class Report:
 
 
 @dataclass(frozen=True)
+class Explain:
+    """Say why the loss of one run rose: cause, numbers, and what would have changed it, replayed where it can be."""
+
+    folder: tyro.conf.Positional[Path]
+    """Folder that `lossland map` or ll.run(..., out=...) wrote."""
+    learning_rate: float | None = None
+    """Learning rate of the run; the nearest is taken."""
+    seed: int | None = None
+    """Seed of the run."""
+    at: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """Another coordinate of the run, NAME=VALUE. May be repeated."""
+    json: bool = False
+    """Print one JSON object."""
+    out: Path | None = None
+    """Where to draw it: a path without a suffix."""
+
+    def __call__(self) -> int:
+        from lossland.explaining import explain_folder
+
+        chosen = {"learning_rate": self.learning_rate, "seed": self.seed}
+        chosen |= {name: float(value) for name, _, value in (one.partition("=") for one in self.at)}
+        given = {name: value for name, value in chosen.items() if value is not None}
+        return explain_folder(self.folder, given, as_json=self.json, out=self.out)
+
+
+@dataclass(frozen=True)
 class Status:
     """Say what a folder of runs holds: how many runs are done, how many diverged."""
 
@@ -194,6 +220,7 @@ Command = Union[  # noqa: UP007 - tyro reads the names from the annotations
     Annotated[Plan, tyro.conf.subcommand("plan", prefix_name=False)],
     Annotated[Reproduce, tyro.conf.subcommand("reproduce", prefix_name=False)],
     Annotated[Report, tyro.conf.subcommand("report", prefix_name=False)],
+    Annotated[Explain, tyro.conf.subcommand("explain", prefix_name=False)],
     Annotated[Status, tyro.conf.subcommand("status", prefix_name=False)],
     Annotated[Verify, tyro.conf.subcommand("verify", prefix_name=False)],
     Annotated[Doctor, tyro.conf.subcommand("doctor", prefix_name=False)],

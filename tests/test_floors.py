@@ -14,7 +14,7 @@ FLOORS = [
     {"stability"},
     {"diagnosis"},
     {"figures"},
-    {"mapping", "reproductions", "report"},
+    {"mapping", "explaining", "reproductions", "report"},
     {"cli"},
     {"__main__"},
 ]

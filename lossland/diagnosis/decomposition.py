@@ -33,7 +33,9 @@ class Change(NamedTuple):
         return words if words.ndim else str(words)
 
 
-def decompose_change(objective: Callable[[Any], Any], before: Any, after: Any) -> Change:
+def decompose_change(
+    objective: Callable[[Any], Any], before: Any, after: Any, *, batched: bool | None = None
+) -> Change:
     """Split the change of a loss between two points into slope, curvature and rest, in float64.
 
     Equation: L(x + d) - L(x) = g . d + d . H d / 2 + rest. A step of gradient descent has slope -|d|^2 / rate, so it
@@ -42,6 +44,7 @@ def decompose_change(objective: Callable[[Any], Any], before: Any, after: Any) -
     Args:
         objective: params -> scalar, of JAX operations; the loss over the full data, or over the batch the step saw.
         before, after: pytrees of floats of one structure, or both with the same extra leading axis n.
+        batched: whether they have it; None finds out, which a loss that broadcasts over its parameters cannot tell.
 
     Returns:
         `Change`, floats for single points.
@@ -57,7 +60,7 @@ def decompose_change(objective: Callable[[Any], Any], before: Any, after: Any) -
         shapes = [jax.tree.map(jnp.shape, x) for x in (start, end)]
         if shapes[0] != shapes[1]:
             raise ValueError(f"after: expected the shapes of before, {shapes[0]}, got {shapes[1]}")
-        many = _is_batched(objective, start)
+        many = _is_batched(objective, start) if batched is None else batched
         parts = jax.jit(jax.vmap(_parts(objective)) if many else _parts(objective))(start, end)
         found = [np.asarray(part, np.float64) for part in parts]
     return Change(*(part if many else float(part) for part in found))

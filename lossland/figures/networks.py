@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import xarray as xr
@@ -42,7 +43,8 @@ def networks_figure(runs: Mapping[str, xr.Dataset], lags: Mapping[str, xr.Datase
             "unless it says cross-entropy. Right: spikes under full batches; grey band: measured lag "
             f"{BAND[0]:g} to {BAND[1]:g} times the predicted one.",
         )
-        left, right = np.ravel(figure.subfigures(1, 2, width_ratios=(max(len(names), 2), 2)))
+        panels: Any = figure.subfigures(1, 2, width_ratios=(max(len(names), 2), 2))
+        left, right = panels
         grid = left.subplots(2, len(names), sharex="col", sharey="row", squeeze=False)
         for place, name in enumerate(names):
             _column(grid[0, place], grid[1, place], name, runs[name])

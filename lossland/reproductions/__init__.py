@@ -34,6 +34,7 @@ NAMES = (
     "adam_networks",
     "late_training_map",
     "rnn_sequences",
+    "fault_injection",
 )
 
 COMPARISONS = {

@@ -211,7 +211,7 @@ def _continued(
         found = {**records, "first_bad_step": progress.first_bad_step}
         return {
             name: np.asarray(array)
-            .reshape(-1, *array.shape[2:])[:count]
+            .reshape(chunks * lane_width, *array.shape[2:])[:count]
             .reshape(num_arms, num_states, *array.shape[2:])
             for name, array in found.items()
         }

@@ -279,7 +279,8 @@ class GroupProgram:
             progress, records = tile
             results = {**records, **summarise(progress, sweep.num_steps, sweep.freeze)}
             return {
-                name: np.asarray(values).reshape(-1, *values.shape[2:])[: len(runs)] for name, values in results.items()
+                name: np.asarray(values).reshape(values.shape[0] * values.shape[1], *values.shape[2:])[: len(runs)]
+                for name, values in results.items()
             }
 
 

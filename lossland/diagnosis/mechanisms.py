@@ -1,0 +1,280 @@
+"""From what was measured around a rise to its cause: rules in a fixed order, each with the numbers that it went by."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+
+from lossland.diagnosis.causes import Cause
+from lossland.diagnosis.observation import OVERFLOWS, Observation, Rise
+
+NEAR = 0.97
+"""Sharpness over threshold from which a rise counts as one at the threshold: samples lie between the peaks."""
+BEFORE = 40
+"""Steps before the valley in which the threshold may have been crossed."""
+CLIMB = 1.01
+"""Growth of the loss in a record that belongs to an earlier rise."""
+JUMP = 1.05
+"""Growth of the learning rate that a rise can be put down to."""
+FLATTENED = 0.8
+"""A catapult ends at most at this share of the sharpness it began with."""
+MAJORITY = 0.5
+"""Share of a rise (of ln sharpness, of the mode's weight, of the loss) that makes one part its cause."""
+CONCENTRATED = 2.5
+"""Rises after the ragged batch over their number if every batch were alike."""
+OUTLYING = 0.6
+"""Share of the gradient noise from the worst twentieth of the examples."""
+STALE = 0.3
+"""g^2 / v, in units of its largest possible value 1 / (1 - b2), beyond which v lags a jump of the gradient."""
+LAGS = 40.0
+"""g^2 / v from which, below the threshold, a step is put down to a second moment that lags its gradient."""
+EXPLODES = 30.0
+"""Gradient norm in the rise over its median before."""
+
+PROOF: dict[Cause, tuple[str, ...]] = {
+    Cause.learning_rate_above_threshold: ("learning_rate_below",),
+    Cause.catapult: ("learning_rate_below",),
+    Cause.edge_of_stability: ("learning_rate_below",),
+    Cause.schedule_jump: ("schedule_held",),
+    Cause.minibatch_noise: ("full_batch",),
+    Cause.trailing_small_batch: ("last_batch_dropped",),
+    Cause.mislabelled_examples: ("outliers_dropped",),
+    Cause.mode_noise: ("full_batch",),
+    Cause.stale_second_moment: ("second_moment_frozen", "eps_raised"),
+    Cause.epsilon_collapse: ("eps_raised", "learning_rate_below"),
+    Cause.momentum_overshoot: ("momentum_removed",),
+    Cause.exploding_recurrent_gradient: ("clipped",),
+    Cause.wrong_gradient: ("right_gradient",),
+    Cause.invalid_labels: ("valid_labels",),
+    Cause.floating_point: ("float64",),
+    Cause.beyond_quadratic: ("learning_rate_below",),
+}
+"""Arms of which one has to remove the rise, where they were replayed."""
+
+
+class Measure(NamedTuple):
+    """A number with its units ("1" where it has none)."""
+
+    value: float
+    units: str = "1"
+
+
+class Verdict(NamedTuple):
+    """A cause, how sure it is (0 to 1), and what it was decided by."""
+
+    cause: Cause
+    confidence: float
+    evidence: dict[str, Measure]
+
+
+Rule = Callable[[Observation, Rise], Verdict | None]
+
+
+def decide(seen: Observation) -> Verdict:
+    """Name the cause of a run's largest rise.
+
+    The first rule that fits decides, from what is wrong before training to what needs curvature. Where replays were
+    made, one of the arms in `PROOF` must remove the rise; if none does, the answer is `unknown`.
+    """
+    if seen.rise is None:
+        return _without_rise(seen)
+    for rule in RULES:
+        if (verdict := rule(seen, seen.rise)) is not None:
+            return _proved(seen, verdict)
+    return Verdict(Cause.unknown, 0.3, _basic(seen, seen.rise))
+
+
+def _proved(seen: Observation, verdict: Verdict) -> Verdict:
+    outcomes = [seen.removed(arm) for arm in PROOF.get(verdict.cause, ())]
+    known = [outcome for outcome in outcomes if outcome is not None]
+    if not known:
+        return verdict
+    if any(known):
+        return verdict._replace(confidence=max(verdict.confidence, 0.95))
+    return Verdict(Cause.unknown, 0.4, verdict.evidence)
+
+
+def _without_rise(seen: Observation) -> Verdict:
+    evidence = {"loss_first": Measure(float(seen.loss[0])), "loss_last": Measure(float(seen.loss[-1]))}
+    if seen.recorded_rise is not None:
+        evidence["recorded_loss_peak_over_valley"] = Measure(seen.recorded_rise.factor)
+        evidence["full_loss_peak_over_valley"] = Measure(1.0)
+        if seen.has_random_layers and (seen.batch_size is None or seen.batch_size == seen.num_examples):
+            return Verdict(Cause.mode_noise, 0.95, evidence)
+        if seen.batch_size is not None:
+            evidence["batch_size"] = Measure(float(seen.batch_size), "example")
+        return Verdict(Cause.minibatch_noise, 0.9 if seen.batch_size is not None else 0.7, evidence)
+    # Between records nothing was seen.
+    return Verdict(Cause.healthy, 0.99 if seen.resolution == 1 else 0.9, evidence)
+
+
+def _basic(seen: Observation, rise: Rise) -> dict[str, Measure]:
+    """What every rise is described by."""
+    found = {
+        "valley_step": Measure(float(rise.valley), "step"),
+        "rise_step": Measure(float(rise.start), "step"),
+        "peak_step": Measure(float(rise.peak), "step"),
+        "peak_over_valley": Measure(rise.factor),
+        "ratio_to_threshold_at_the_start": Measure(seen.first_ratio),
+        "ratio_to_threshold_before_the_rise": Measure(_crossed(seen, rise)),
+        "ratio_to_threshold_at_the_end": Measure(seen.last_ratio),
+        "slope_part_of_the_rise": Measure(seen.slope / seen.change if seen.change > 0 else np.nan),
+        "curvature_part_of_the_rise": Measure(seen.curvature / seen.change if seen.change > 0 else np.nan),
+        "rest_of_the_rise": Measure(seen.rest / seen.change if seen.change > 0 else np.nan),
+    }
+    if seen.is_adaptive:
+        found["second_moment_share"] = Measure(seen.moment_share)
+        found["mode_dead_mass"] = Measure(seen.dead_mass)
+    if seen.batch_size is not None:
+        found["gradient_noise_over_gradient_squared"] = Measure(seen.noise_ratio)
+    return {name: measure for name, measure in found.items() if np.isfinite(measure.value)}
+
+
+def _crossed(seen: Observation, rise: Rise) -> float:
+    """Largest ratio to the threshold from shortly before the valley to the valley, or the next record where these are
+    apart: an instability crosses the threshold while the loss still falls. What lies before an earlier rise is its own.
+    """
+    last = rise.valley if seen.resolution == 1 else max(rise.start, rise.valley + 1)
+    place = int(np.searchsorted(seen.step, rise.valley))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        climbs = np.flatnonzero(seen.loss[1 : place + 1] > CLIMB * seen.loss[:place])
+    since = int(seen.step[climbs[-1] + 1]) if len(climbs) else 0
+    return seen.ratio_between(min(max(rise.valley - BEFORE, since), rise.valley - 1), last)
+
+
+def _gradient(seen: Observation, rise: Rise) -> Verdict | None:
+    if not seen.wrong_leaves or seen.removed("right_gradient") is False:
+        return None
+    evidence = _basic(seen, rise) | {"wrong_parameters": Measure(float(len(seen.wrong_leaves)), "leaf")}
+    return Verdict(Cause.wrong_gradient, 0.85, evidence)
+
+
+def _labels(seen: Observation, rise: Rise) -> Verdict | None:
+    if seen.labels is None or seen.labels.ok or seen.removed("valid_labels") is False:
+        return None
+    wrong = sum(len(finding.places) for finding in seen.labels.findings)
+    return Verdict(Cause.invalid_labels, 0.8, _basic(seen, rise) | {"wrong_rows": Measure(float(wrong), "row")})
+
+
+def _precision(seen: Observation, rise: Rise) -> Verdict | None:
+    if seen.overflow is None:
+        return None
+    finite = seen.loss[np.isfinite(seen.loss)]
+    last = float(finite[-1]) if len(finite) else np.nan
+    if last > OVERFLOWS * max(1.0, abs(float(seen.loss[0]))) or seen.removed("float64") is False:
+        return None
+    evidence = _basic(seen, rise) | {
+        "last_finite_loss": Measure(last),
+        "first_step_not_finite": Measure(float(seen.overflow), "step"),
+    }
+    return Verdict(Cause.floating_point, 0.7, evidence)
+
+
+def _noise(seen: Observation, rise: Rise) -> Verdict | None:
+    if seen.batch_size is None and not seen.has_random_layers:
+        return None
+    removed = seen.removed("full_batch")
+    if removed is False or (removed is None and _crossed(seen, rise) >= 1):
+        return None
+    evidence = _basic(seen, rise)
+    if seen.batch_size is None:
+        return Verdict(Cause.mode_noise, 0.8, evidence)
+    is_ragged = seen.ragged_share > max(MAJORITY, CONCENTRATED * seen.ragged_expected)
+    if is_ragged and seen.removed("last_batch_dropped") is not False:
+        evidence["share_of_rises_after_the_last_batch"] = Measure(seen.ragged_share)
+        evidence["share_of_steps_with_the_last_batch"] = Measure(seen.ragged_expected)
+        return Verdict(Cause.trailing_small_batch, 0.8, evidence)
+    if seen.outlier_share > OUTLYING and seen.removed("outliers_dropped") is not False:
+        evidence["noise_from_the_worst_examples"] = Measure(seen.outlier_share)
+        return Verdict(Cause.mislabelled_examples, 0.7, evidence)
+    if removed is None and not seen.noise_ratio > 1:
+        # The records do not tell noise from instability.
+        return Verdict(Cause.minibatch_noise, 0.5, evidence)
+    return Verdict(Cause.minibatch_noise, 0.8, evidence)
+
+
+def _schedule(seen: Observation, rise: Rise) -> Verdict | None:
+    if seen.rates is None:
+        return None
+    crossed = _crossed(seen, rise)
+    near = (seen.step >= rise.valley - BEFORE // 2) & (seen.step <= rise.peak)
+    before, after = float(seen.rates[near][0]), float(seen.rates[near].max())
+    # Below the threshold the steps may still be too long for what the optimizer remembers: the replay decides.
+    if not after > JUMP * before or not (crossed >= NEAR or seen.removed("schedule_held")):
+        return None
+    evidence = _basic(seen, rise) | {
+        "learning_rate_before": Measure(before),
+        "learning_rate_after": Measure(after),
+    }
+    return Verdict(Cause.schedule_jump, 0.85, evidence)
+
+
+def _collapse(seen: Observation, rise: Rise) -> Verdict | None:
+    if not seen.is_adaptive:
+        return None
+    limit = STALE / (1 - seen.b2) if np.isfinite(seen.b2) else np.inf
+    if not (seen.dead_mass > MAJORITY or seen.excess > limit):
+        return None
+    evidence = _basic(seen, rise) | {"largest_squared_gradient_over_second_moment": Measure(seen.excess)}
+    return Verdict(Cause.epsilon_collapse, 0.75, evidence)
+
+
+def _threshold(seen: Observation, rise: Rise) -> Verdict | None:
+    """Rises with a ratio to the threshold of 1: catapult, divergence, edge of stability, stale second moment."""
+    if not _crossed(seen, rise) >= NEAR:
+        return None
+    evidence = _basic(seen, rise)
+    if rise.valley <= 2 * seen.resolution and seen.first_ratio >= NEAR:
+        if rise.recovery is None and not seen.loss[-1] < seen.loss[0]:
+            return Verdict(Cause.learning_rate_above_threshold, 0.9, evidence)
+        return Verdict(Cause.catapult, 0.85 if seen.last_ratio < 1 else 0.6, evidence)
+    if seen.is_adaptive and seen.moment_share > MAJORITY:
+        return Verdict(Cause.stale_second_moment, 0.85, evidence)
+    if rise.recovery is None and seen.loss[-1] > 2 * seen.loss[0]:
+        return Verdict(Cause.learning_rate_above_threshold, 0.8, evidence)
+    if seen.is_adaptive and not np.isfinite(seen.moment_share):
+        return Verdict(Cause.edge_of_stability, 0.5, evidence)
+    return Verdict(Cause.edge_of_stability, 0.8, evidence)
+
+
+def _below(seen: Observation, rise: Rise) -> Verdict | None:
+    """Rises below the threshold: a second moment that lags, momentum."""
+    evidence = _basic(seen, rise)
+    if seen.is_adaptive and seen.excess > LAGS:
+        evidence["largest_squared_gradient_over_second_moment"] = Measure(seen.excess)
+        return Verdict(Cause.epsilon_collapse, 0.6, evidence)
+    is_uphill = seen.slope > MAJORITY * seen.change > 0
+    if seen.momentum > 0 and (is_uphill or seen.removed("momentum_removed")):
+        evidence["momentum"] = Measure(seen.momentum)
+        return Verdict(Cause.momentum_overshoot, 0.85, evidence)
+    return None
+
+
+def _wall(seen: Observation, rise: Rise) -> Verdict | None:
+    """Rises that neither slope nor curvature explains: a wall or a kink, in a recurrent network its gradient."""
+    if not seen.rest > MAJORITY * seen.change > 0:
+        return None
+    evidence = _basic(seen, rise)
+    if seen.is_recurrent and seen.gradient_jump > EXPLODES:
+        evidence["gradient_norm_over_median_before"] = Measure(seen.gradient_jump)
+        return Verdict(Cause.exploding_recurrent_gradient, 0.75, evidence)
+    return Verdict(Cause.beyond_quadratic, 0.75, evidence)
+
+
+def _growth(seen: Observation, rise: Rise) -> Verdict | None:
+    """Without any curvature: growth to infinity is that of an unstable mode."""
+    if np.isfinite(_crossed(seen, rise)) or rise.recovery is not None:
+        return None
+    finite = seen.loss[np.isfinite(seen.loss)]
+    if seen.overflow is None and not finite[-1] > 10 * max(abs(seen.loss[0]), 1e-300):
+        return None
+    factors = finite[-4:] / finite[-5:-1] if len(finite) > 5 else np.array([np.nan])
+    evidence = _basic(seen, rise) | {"growth_of_the_loss_per_record": Measure(float(factors[-1]))}
+    return Verdict(Cause.learning_rate_above_threshold, 0.6, evidence)
+
+
+RULES: tuple[Rule, ...] = (
+    _gradient, _labels, _precision, _noise, _schedule, _collapse, _wall, _threshold, _below, _growth,
+)  # fmt: skip

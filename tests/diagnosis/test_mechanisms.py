@@ -1,0 +1,151 @@
+"""Rules of the diagnosis on runs described by hand: what each cause is named by, and what turns it into another."""
+
+import numpy as np
+import pytest
+
+from lossland.diagnosis.causes import Cause
+from lossland.diagnosis.hygiene import check_labels
+from lossland.diagnosis.mechanisms import decide
+from lossland.diagnosis.observation import Observation, largest_rise
+
+STEPS = np.arange(200)
+
+
+def bumped(at: int = 100, height: float = 4.0) -> np.ndarray:
+    """A loss that falls but for a bump over ten steps."""
+    loss = np.exp(-STEPS / 100)
+    loss[at : at + 10] *= height
+    return loss
+
+
+def observation(loss: np.ndarray, **fields) -> Observation:
+    rise, count = largest_rise(STEPS[: len(loss)], loss)
+    return Observation(STEPS[: len(loss)], loss, rise, count, **fields)
+
+
+def with_ratio(loss: np.ndarray, before: float, start: float = 0.3, end: float = 0.9, **fields) -> Observation:
+    seen = observation(loss, **fields)
+    assert seen.rise is not None
+    steps = np.array([0, seen.rise.valley, len(loss) - 1])
+    return seen.changed(ratio_step=steps.astype(float), ratio=np.array([start, before, end]))
+
+
+class TestRises:
+    def test_the_largest_rise_in_logarithms_is_explained(self):
+        loss = np.exp(-STEPS / 20)
+        loss[20:25] += 0.5  # the larger one in units of the loss
+        loss[150:155] *= 40
+        rise, count = largest_rise(STEPS, loss)
+        assert rise is not None
+        assert rise.start == 150
+        assert count == 2
+
+    def test_rounding_is_no_rise(self):
+        loss = np.where(STEPS < 100, np.exp(-STEPS / 5), 1e-9)
+        loss[150] = 5e-8
+        assert largest_rise(STEPS, loss) == (None, 0)
+
+    def test_a_rise_without_an_end_comes_before_a_larger_one_that_recovered(self):
+        loss = bumped(50, 30.0)
+        loss[180:] = np.geomspace(2, 20, 20)
+        rise, _ = largest_rise(STEPS, loss)
+        assert rise is not None
+        assert rise.recovery is None
+
+
+class TestDecisions:
+    def test_no_rise_is_healthy(self):
+        assert decide(observation(np.exp(-STEPS / 50))).cause is Cause.healthy
+
+    def test_a_rise_of_the_record_alone_is_noise_of_batches_or_of_layers(self):
+        seen = observation(np.exp(-STEPS / 50))
+        recorded, _ = largest_rise(STEPS, bumped())
+        seen = seen.changed(recorded_rise=recorded, num_examples=64)
+        assert decide(seen.changed(batch_size=4)).cause is Cause.minibatch_noise
+        assert decide(seen.changed(has_random_layers=True)).cause is Cause.mode_noise
+
+    def test_crossing_from_below_that_recovers_is_the_edge(self):
+        assert decide(with_ratio(bumped(), 1.05)).cause is Cause.edge_of_stability
+
+    def test_below_the_threshold_it_is_not_the_edge(self):
+        assert decide(with_ratio(bumped(), 0.6)).cause is Cause.unknown
+
+    def test_growth_above_the_threshold_from_the_start_is_divergence_and_a_catapult_if_it_recovers(self):
+        grows = 1.1**STEPS
+        assert decide(with_ratio(grows, 1.2, 1.2, 1.2)).cause is Cause.learning_rate_above_threshold
+        recovers = np.where(STEPS < 10, 1.5**STEPS, 40 * np.exp(-STEPS / 10))
+        assert decide(with_ratio(recovers, 1.2, 1.2, 0.7)).cause is Cause.catapult
+
+    def test_a_rise_of_the_learning_rate_makes_it_the_schedule(self):
+        rates = np.where(STEPS < 95, 0.1, 0.5)
+        assert decide(with_ratio(bumped(), 1.5, rates=rates)).cause is Cause.schedule_jump
+        assert decide(with_ratio(bumped(), 1.5, rates=rates[::-1])).cause is Cause.edge_of_stability
+
+    @pytest.mark.parametrize(("share", "cause"), [(0.9, "stale_second_moment"), (0.2, "edge_of_stability")])
+    def test_who_drove_the_crossing_tells_stale_moments_from_sharpening(self, share, cause):
+        seen = with_ratio(bumped(), 1.05, is_adaptive=True, moment_share=share, b2=0.999)
+        assert decide(seen).cause is Cause[cause]
+
+    def test_dead_coordinates_are_a_collapse(self):
+        seen = with_ratio(bumped(), 50.0, is_adaptive=True, moment_share=0.9, dead_mass=0.95, b2=0.999)
+        assert decide(seen).cause is Cause.epsilon_collapse
+
+    def test_uphill_below_the_threshold_is_momentum(self):
+        parts = {"slope": 0.9, "curvature": 0.1, "rest": 0.0, "change": 1.0}
+        assert decide(with_ratio(bumped(), 0.1, momentum=0.9, **parts)).cause is Cause.momentum_overshoot
+        assert decide(with_ratio(bumped(), 0.1, momentum=0.0, **parts)).cause is Cause.unknown
+
+    def test_what_neither_slope_nor_curvature_explains(self):
+        parts = {"slope": -0.1, "curvature": 0.1, "rest": 1.0, "change": 1.0}
+        assert decide(with_ratio(bumped(), 0.1, **parts)).cause is Cause.beyond_quadratic
+        seen = with_ratio(bumped(), 0.1, is_recurrent=True, gradient_jump=50.0, **parts)
+        assert decide(seen).cause is Cause.exploding_recurrent_gradient
+
+    def test_a_wall_is_told_from_the_edge_by_what_the_curvature_explains(self):
+        parts = {"slope": -0.3, "curvature": 0.4, "change": 1.0}
+        assert decide(with_ratio(bumped(), 3.0, rest=0.9, **parts)).cause is Cause.beyond_quadratic
+        assert decide(with_ratio(bumped(), 3.0, rest=0.1, **parts)).cause is Cause.edge_of_stability
+
+    def test_noise_is_told_apart_by_who_makes_it(self):
+        seen = with_ratio(bumped(), 0.1, batch_size=2, num_examples=60, noise_ratio=5.0)
+        assert decide(seen).cause is Cause.minibatch_noise
+        ragged = seen.changed(ragged_share=0.9, ragged_expected=0.2)
+        assert decide(ragged).cause is Cause.trailing_small_batch
+        assert decide(seen.changed(outlier_share=0.9)).cause is Cause.mislabelled_examples
+
+    def test_wrong_gradients_and_labels_come_first(self):
+        labels = check_labels(np.full((4, 2), 1.0))
+        assert decide(with_ratio(bumped(), 1.2, labels=labels)).cause is Cause.invalid_labels
+        assert decide(with_ratio(bumped(), 1.2, labels=labels, wrong_leaves=("b",))).cause is Cause.wrong_gradient
+
+    def test_infinity_from_a_small_loss_is_arithmetic_and_from_a_large_one_growth(self):
+        sudden = np.append(np.exp(-np.arange(50) / 20), np.inf)
+        assert decide(observation(sudden, overflow=50)).cause is Cause.floating_point
+        grown = np.append(10.0 ** np.arange(38), np.inf)
+        assert decide(observation(grown, overflow=38)).cause is Cause.learning_rate_above_threshold
+
+
+class TestProof:
+    """A replay that does not remove the rise takes the name away."""
+
+    def test_a_refuted_remedy_leaves_it_unknown(self):
+        seen = with_ratio(bumped(), 1.05)
+        kept = seen.changed(arms={"unchanged": np.log(4), "learning_rate_below": np.log(3.5)})
+        assert decide(kept).cause is Cause.unknown
+        gone = seen.changed(arms={"unchanged": np.log(4), "learning_rate_below": 0.0})
+        assert decide(gone).cause is Cause.edge_of_stability
+        assert decide(gone).confidence > decide(seen).confidence
+
+    def test_a_replay_in_which_nothing_rises_proves_nothing(self):
+        seen = with_ratio(bumped(), 1.05).changed(arms={"unchanged": 0.0, "learning_rate_below": 0.0})
+        assert seen.removed("learning_rate_below") is None
+
+    def test_labels_whose_correction_changes_nothing_are_not_the_cause(self):
+        labels = check_labels(np.full((4, 2), 1.0))
+        arms = {"unchanged": np.log(4), "valid_labels": np.log(4), "learning_rate_below": 0.0}
+        assert decide(with_ratio(bumped(), 1.05, labels=labels, arms=arms)).cause is Cause.edge_of_stability
+
+    def test_noise_that_the_full_data_keep_is_none(self):
+        arms = {"unchanged": np.log(4), "full_batch": np.log(4), "learning_rate_below": 0.0}
+        seen = with_ratio(bumped(), 1.05, batch_size=2, noise_ratio=5.0, arms=arms)
+        assert decide(seen).cause is Cause.edge_of_stability
