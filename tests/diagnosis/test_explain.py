@@ -24,6 +24,7 @@ def explained(diverged):
     return ll.explain(runs.sel(learning_rate=0.0075, seed=1), problem, optax.sgd)
 
 
+@pytest.mark.slow
 class TestDivergence:
     def test_cause_and_critical_learning_rate_are_those_of_the_closed_form(self, explained):
         x = np.arange(1, 21)
