@@ -144,12 +144,11 @@ class Explain:
     """Where to draw it: a path without a suffix."""
 
     def __call__(self) -> int:
-        from lossland.explaining import explain_folder
+        from lossland.explaining import coordinates, explain_folder
 
-        chosen = {"learning_rate": self.learning_rate, "seed": self.seed}
-        chosen |= {name: float(value) for name, _, value in (one.partition("=") for one in self.at)}
-        given = {name: value for name, value in chosen.items() if value is not None}
-        return explain_folder(self.folder, given, as_json=self.json, out=self.out)
+        named = {"learning_rate": self.learning_rate, "seed": self.seed}
+        chosen = {name: value for name, value in named.items() if value is not None} | coordinates(self.at)
+        return explain_folder(self.folder, chosen, as_json=self.json, out=self.out)
 
 
 @dataclass(frozen=True)

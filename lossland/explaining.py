@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import xarray as xr
@@ -15,7 +16,7 @@ from lossland.mapping import COMMAND, ask
 from lossland.sweeps.lazy import load
 
 
-def explain_folder(folder: Path, chosen: Mapping[str, float], *, as_json: bool = False, out: Path | None = None) -> int:
+def explain_folder(folder: Path, chosen: Mapping[str, Any], *, as_json: bool = False, out: Path | None = None) -> int:
     """Explain the run of a folder whose coordinates are nearest to those chosen, and print the page.
 
     A folder that `lossland map` made is replayed; of another the records alone are read. `out` is a path without a
@@ -39,19 +40,67 @@ def explain_folder(folder: Path, chosen: Mapping[str, float], *, as_json: bool =
     return 0
 
 
-def chosen_run(runs: xr.Dataset, chosen: Mapping[str, float]) -> xr.Dataset:
+def coordinates(given: Sequence[str]) -> dict[str, str]:
+    """Read NAME=VALUE.
+
+    Raises:
+        ValueError: where there is no name or no value.
+    """
+    found = {}
+    for text in given:
+        name, _, value = text.partition("=")
+        name = name.strip().replace("-", "_")
+        if not name or not value.strip():
+            raise ValueError(f"--at {text}: expected NAME=VALUE, such as --at momentum=0.9")
+        found[name] = value.strip()
+    return found
+
+
+def chosen_run(runs: xr.Dataset, chosen: Mapping[str, Any]) -> xr.Dataset:
     """Select one run by coordinates, each the nearest there is; coordinates of one value need no choice.
+
+    Seeds and names have to be there; what varies along the axis "point" chooses the point.
 
     Raises:
         ValueError: naming the coordinate that is missing or unknown, and its values.
     """
     own = [str(dim) for dim in runs["status"].dims]
+    points = [str(name) for name, values in runs.coords.items() if values.dims == ("point",) and name != "point"]
     for name in chosen:
-        if name not in own:
-            raise ValueError(f"{name}: the runs have no such coordinate; they have {', '.join(own)}")
+        if name not in own and name not in points:
+            raise ValueError(f"{name}: the runs have no such coordinate; they have {', '.join([*own, *points])}")
+    places = {}
     for dim in own:
-        if runs.sizes[dim] > 1 and dim not in chosen:
-            values = runs[dim].values
-            raise ValueError(f"{dim}: choose one of {len(values)} values, {values[0]:g} to {values[-1]:g}")
-    places = {dim: int(np.argmin(np.abs(runs[dim].values - chosen.get(dim, runs[dim].values[0])))) for dim in own}
+        along = [name for name in points if name in chosen] if dim == "point" else []
+        names = [dim] if dim in chosen else along
+        if not names:
+            if runs.sizes[dim] > 1:
+                raise ValueError(f"{dim}: choose one of {_listed(runs, dim)}")
+            places[dim] = 0
+        else:
+            places[dim] = int(np.argmin(sum(_distance(runs, name, chosen[name]) for name in names)))
     return runs.isel(places)
+
+
+def _distance(runs: xr.Dataset, name: str, wanted: Any) -> np.ndarray:
+    """How far every value of a coordinate is from the one that is wanted."""
+    values = runs[name].values
+    if values.dtype.kind not in "fiub":
+        if str(wanted) not in values.astype(str):
+            raise ValueError(f"{name}: expected one of {_listed(runs, name)}, got {wanted}")
+        return (values.astype(str) != str(wanted)).astype(float)
+    try:
+        number = float(wanted)
+    except ValueError:
+        number = float("nan")
+    if not np.isfinite(number) or (name == "seed" and number not in values):
+        raise ValueError(f"{name}: expected one of {_listed(runs, name)}, got {wanted}")
+    # Relative, so that several coordinates of a point weigh alike.
+    return np.abs(values - number) / max(abs(number), 1e-300)
+
+
+def _listed(runs: xr.Dataset, name: str) -> str:
+    values = runs[name].values if name in runs.coords else np.arange(runs.sizes[name])
+    if values.dtype.kind not in "fiub":
+        return ", ".join(map(str, values))
+    return f"{len(values)} values, {values[0]:g} to {values[-1]:g}"

@@ -64,8 +64,10 @@ def digit_rows(
     Hyperparameters: `scale` (1) multiplies the initial weights, not the gains of layer norms.
 
     Raises:
-        ValueError: if scikit-learn is missing, for more examples than there are, or for an unknown loss.
+        ValueError: if scikit-learn is missing, for more examples than there are, an odd width, or an unknown loss.
     """
+    if isinstance(width, bool) or not isinstance(width, (int, np.integer)) or width < 2 or width % 2:
+        raise ValueError(f"width: expected an even number of units, for two heads, got {width!r}")
     table = _scikit_learn("load_digits")
     keep = stratified(table.target, num_examples, seed)
     problem = Problem.from_flax(

@@ -616,14 +616,15 @@
       const scaled = isLog ? positive : shown;
       let [low, high] = [Math.min(...scaled), Math.max(...scaled)];
       if (isLog) {
-        const room = Math.max(0.06 * Math.log(high / low), 0.05);
-        [low, high] = [low * Math.exp(-room), high * Math.exp(room)];
+        // Of logarithms, not of the quotient, which overflows where losses span all that a double holds.
+        const room = Math.max(0.06 * (Math.log(high) - Math.log(low)), 0.05);
+        [low, high] = [Math.max(low * Math.exp(-room), Number.MIN_VALUE), high * Math.exp(room)];
       } else {
         const room = 0.06 * (high - low) || 1;
         [low, high] = [low - room, high + room];
       }
       high = Math.min(high, Number.MAX_VALUE);
-      const up = (v) => (isLog ? Math.log(v / low) / Math.log(high / low) : (v - low) / (high - low));
+      const up = (v) => (isLog ? (Math.log(v) - Math.log(low)) / (Math.log(high) - Math.log(low)) : (v - low) / (high - low));
       const y = (v) => box.bottom - Math.max(0, up(v)) * (box.bottom - box.top);
       const last = data.steps[data.steps.length - 1];
       const along = (step) => (view.logSteps ? Math.log1p(step) / Math.log1p(last) : step / last);

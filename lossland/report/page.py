@@ -48,14 +48,19 @@ def write_report(
         The path.
 
     Raises:
-        ValueError: if the dataset was not made by `ll.run`.
+        ValueError: if the dataset was not made by `ll.run`, or the file cannot be written.
     """
     path = Path(path)
     if path.is_dir():
         raise ValueError(
             f"path: expected a file to write, got the folder {path}; name one, such as {path / 'report.html'}"
         )
-    write_whole(path, page(contents(runs, explain, num_explained, max_bytes)).encode())
+    text = page(contents(runs, explain, num_explained, max_bytes)).encode()
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(path, text)
+    except OSError as error:
+        raise ValueError(f"path: {path} cannot be written ({error.strerror or error}); name another") from error
     return path
 
 

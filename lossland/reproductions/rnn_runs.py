@@ -163,9 +163,9 @@ def falls(runs: xr.Dataset, *, learnt: bool = False) -> np.ndarray:
 
 
 def _numbers(runs: xr.Dataset) -> tuple[np.ndarray, np.ndarray]:
-    """Accuracy and loss, (..., step)."""
+    """Accuracy and loss, (..., step); a run that died gets nothing right, at an infinite loss."""
     right, loss = (runs[name].transpose(..., "step").values.astype(float) for name in ("accuracy", "loss"))
-    return right, loss
+    return np.nan_to_num(right, nan=0.0), np.nan_to_num(loss, nan=np.inf, posinf=np.inf)
 
 
 def boundary(shape: xr.Dataset) -> xr.Dataset:

@@ -92,7 +92,7 @@ ACCELERATOR = Size(
     (32, 20000),
     ((128, doubling(0, 7, 2), 32, 5000),),
 )
-"""1856 runs of 64 units over 29 rates, 960 in batches of 32, 704 arms, 480 runs of 128 units: for a GPU."""
+"""1856 runs of 64 units over 29 rates, 960 in batches of 32, 640 arms, 480 runs of 128 units: for a GPU."""
 
 
 def measure(
@@ -112,6 +112,8 @@ def measure(
     runs = runs[["loss", "accuracy"]]
     records = closely(problem, states)
     again = np.flatnonzero(recurs(records))
+    if not again.size:
+        raise ValueError(f"size: no drop at learning rate {worst:g} came again on replay; take more seeds or steps")
     norms = np.median(records["gradient_norm"].transpose("state", "step").values[:, : BEFORE // 2], axis=1)
     arms = checkpoint_arms(problem, states, norms)
     usual = float(np.median(norms))

@@ -73,10 +73,10 @@ def predict_late_spikes(
     lambda_max(H) / kappa*, by too few steps to forget in, or by bursts too small to be seen.
 
     Args:
-        problem, optimizer, axes, seeds, num_steps, after, visible: as for `late_training_map`; optax's adam, adamw or
-            nadam. So are out, executor, progress and `fields`. Take other seeds than those of the map that is to be
-            predicted: nothing is fitted to it (the half of a rise is `forecast.LEAST_SHARE`, chosen on other runs), but
-            a run's own state knows more than its setting.
+        problem, optimizer, axes, seeds, num_steps, after, visible: as for `late_training_map`; optax's adam or adamw.
+            So are out, executor, progress and `fields`, but for `every`. Take other seeds than those of the map that is
+            to be predicted: nothing is fitted to it (the half of a rise is `forecast.LEAST_SHARE`, chosen on other
+            runs), but a run's own state knows more than its setting.
 
     Returns:
         Dataset over the axes, and "visible" where several factors were given: `VARIABLES`.
@@ -88,6 +88,8 @@ def predict_late_spikes(
     falls on makes bursts visible, that this does not see; and for b2 > b1^2.
     """
     after = num_steps // 4 if after is None else after
+    if "every" in fields:
+        raise ValueError("every: the states that a prediction reads are placed by after; leave it out")
     if not RECORDS <= after < num_steps:
         raise ValueError(f"after: expected a step from {RECORDS} to before num_steps = {num_steps}, got {after!r}")
     trained_by = as_optimizer(optimizer)
@@ -210,10 +212,16 @@ def late_training_scores(measured: xr.Dataset, predicted: xr.Dataset) -> xr.Data
     """
     probability = measured["probability"]
     dims = probability.dims
-    if "visible" in dims:
+    if FACTOR in dims:
         raise ValueError("measured: expected a map for one factor; choose one with measured.sel(visible=...)")
     if {*predicted["probability"].dims} != {*dims}:
         raise ValueError(f"predicted: expected the axes {dims}, got {predicted['probability'].dims}")
+    for name in dims:
+        if not np.array_equal(measured[name].values, predicted[name].values):
+            raise ValueError(f"predicted: expected the values of {name} that were measured, got others")
+    for name, told in (("late_after", "after"), ("num_steps", "num_steps")):
+        if name in measured.attrs and int(measured.attrs[name]) != int(predicted.attrs[told]):
+            raise ValueError(f"predicted: expected {told}={measured.attrs[name]}, got {predicted.attrs[told]}")
     if both := sorted({*measured["seed"].values.tolist()} & {*predicted["seed"].values.tolist()}):
         raise ValueError(f"predicted: expected other seeds than those measured on, got {both} in both")
     expected = predicted["probability"].transpose(*dims)
@@ -262,7 +270,10 @@ def _number(optimizer: Any, axes: Mapping[str, Any], name: str) -> float:
     if name in axes:
         return float("nan")
     if name in optimizer.arguments:
-        return float(optimizer.arguments[name])
+        value = optimizer.arguments[name]
+        if np.ndim(value) or not isinstance(value, (int, float, np.number)):
+            raise ValueError(f"optimizer: expected a number for {name}, got {type(value).__name__}")
+        return float(value)
     parameters = inspect.signature(optimizer.factory).parameters
     if name not in parameters or parameters[name].default is inspect.Parameter.empty:
         raise ValueError(

@@ -7,6 +7,8 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+import optax
 from jax import lax
 from jax.flatten_util import ravel_pytree
 
@@ -31,8 +33,8 @@ def forgetting(horizon: float, tol: float = 1e-3, max_matvecs: int = 96) -> Prob
 
     Records `forgetting_wait`, steps to the crossing (0 above the threshold, inf beyond `horizon`); there, or at the
     horizon, `forgetting_ratio`, kappa_t / kappa*, `forgetting_slope`, of its logarithm per step, and
-    `forgetting_refill`, sum_i w_i^4 / P_i. For Adam with eps outside the root, as optax's adam, adamw and nadam have
-    it, with numbers for learning_rate, b1 and b2 among their arguments.
+    `forgetting_refill`, sum_i w_i^4 / P_i. For optax's adam and adamw, with eps outside
+    the root, without Nesterov's step, and with numbers for learning_rate, b1 and b2.
 
     Raises:
         ValueError: unless horizon > 0; when the sweep is traced: for another optimizer.
@@ -48,6 +50,7 @@ def forgetting(horizon: float, tol: float = 1e-3, max_matvecs: int = 96) -> Prob
         moment = next_second_moment(optimizer, state, problem.objective)
         v, _ = ravel_pytree(moment.value)
         rate, b1, b2 = (jnp.asarray(_argument(optimizer, name), v.dtype) for name in ("learning_rate", "b1", "b2"))
+        _check(optimizer)
         critical = 2 * (1 + b1) / (1 - b1)
         n = (state.step + 1).astype(v.dtype)
         hessian = operators.hessian(problem.objective, state.params)
@@ -103,6 +106,14 @@ def forgetting(horizon: float, tol: float = 1e-3, max_matvecs: int = 96) -> Prob
         units={name: units for name, (units, _) in documented.items()},
         descriptions={name: text for name, (_, text) in documented.items()},
     )
+
+
+def _check(optimizer: Optimizer) -> None:
+    """Refuse rules whose second moment does not fall by b2 alone, or whose threshold is another."""
+    changed = [name for name in ("eps_root", "nesterov") if np.any(optimizer.arguments.get(name, False))]
+    if optimizer.factory not in (optax.adam, optax.adamw) or changed:
+        told = f"{optimizer.name} with {', '.join(changed)}" if changed else optimizer.name
+        raise ValueError(f"forgetting: expected optax.adam or optax.adamw without eps_root or nesterov, got {told}")
 
 
 def _argument(optimizer: Optimizer, name: str) -> Any:

@@ -24,6 +24,7 @@ FADE = 10.0
 class _Watch(NamedTuple):
     """What is remembered of a run's losses. With a factor axis: low, peak, rising, first, count; else scalars."""
 
+    step: jax.Array
     first_loss: jax.Array
     smallest: jax.Array
     envelope: jax.Array
@@ -41,9 +42,10 @@ def late_spikes(after: int, visible: Sequence[float], *, progress: float = PROGR
 
     Training is late from the first step t >= `after` on at which the loss has been at or below `progress` times the
     first loss. The envelope of the loss, e_t = max(L_t, e_(t-1) exp(-1 / fade)), bridges the zeros of a loss that
-    rings. A spike begins where e_t > factor x low, low the smallest e since the last spike was over, and is over once e
-    has fallen by the factor from its peak. It is a late one if it begins late: a spike that is under way as late
-    training begins is not. A loss that becomes non-finite spikes, and that spike is never over.
+    rings; with batches the losses are those of the records. A spike begins where e_t > factor x low, low the smallest e
+    since the last spike was over, and is over once e has fallen by the factor from its peak. It is a late one if it
+    begins late: a spike that is under way as late training begins is not. A loss that becomes non-finite spikes, and
+    that spike is never over.
 
     Records `late_step`, the step at which late training began (-1 before); `first_late_spike`, the step of the first
     late spike (-1 for none so far), and `num_late_spikes`, both over the axis "visible", the factors; `late_peak_loss`,
@@ -67,6 +69,7 @@ def late_spikes(after: int, visible: Sequence[float], *, progress: float = PROGR
         one, many = jnp.zeros((), dtype), jnp.zeros(len(factors), dtype)
         whole = jnp.zeros(len(factors), jnp.int32)
         return _Watch(
+            step=jnp.int32(0),
             first_loss=one,
             smallest=one + jnp.inf,
             envelope=one,
@@ -86,7 +89,9 @@ def late_spikes(after: int, visible: Sequence[float], *, progress: float = PROGR
         smallest = jnp.minimum(old.smallest, loss)
         begins = (old.late < 0) & (step >= after) & (smallest <= progress * first_loss)
         late = jnp.where(begins, step, old.late)
-        envelope = jnp.maximum(loss, old.envelope * math.exp(-1 / fade))
+        # With batches only records are followed: they lie several steps apart.
+        faded = jnp.power(jnp.asarray(math.exp(-1 / fade), loss.dtype), step - old.step)
+        envelope = jnp.maximum(loss, old.envelope * faded)
         low = jnp.where(old.rising, old.low, jnp.minimum(old.low, envelope))
         starts = ~old.rising & (envelope > factor * low)
         rising = old.rising | starts
@@ -94,6 +99,7 @@ def late_spikes(after: int, visible: Sequence[float], *, progress: float = PROGR
         over = rising & (envelope < peak / factor)
         counts = starts & (late >= 0)
         return _Watch(
+            step=jnp.asarray(step, jnp.int32),
             first_loss=first_loss,
             smallest=smallest,
             envelope=envelope,

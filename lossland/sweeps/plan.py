@@ -14,6 +14,8 @@ Device = Any  # jax.Device, which type checkers take for a variable
 
 TILES_PER_WORKER = 2
 """Tiles that every worker should get, so that none idles at the end: small sweeps are cut into smaller tiles."""
+TINY_RUNS_WIDTH = 128
+"""Lanes of problems of a few parameters on a CPU."""
 FEW_RECORDS = 256
 """Records up to which tiles of many lanes are made large: what a tile holds stays small."""
 ACCELERATOR_BUDGET = 2**32
@@ -55,7 +57,7 @@ def default_lane_width(platform: str, num_params: int, num_examples: int) -> int
     """
     work = num_params * num_examples
     if platform == "cpu":
-        return 128 if work <= 1_000 else 16 if work <= 50_000 else 1
+        return TINY_RUNS_WIDTH if work <= 1_000 else 16 if work <= 50_000 else 1
     per_run = 4 * (8 * num_params + 64 * num_examples)
     return max(1, min(4096, 2 ** max(0, (ACCELERATOR_BUDGET // per_run).bit_length() - 1)))
 
@@ -70,8 +72,9 @@ def make_plan(sweep: Sweep, platform: str) -> Plan:
     # One Python thread per core on a single CPU device is as fast as forced host devices, and needs no flags.
     workers_per_device = max(1, _num_cores() // len(devices))
     wanted = TILES_PER_WORKER * workers_per_device * len(devices)
-    # Many lanes mean small runs, whose tiles cost as much on the host as in the kernel unless they are large.
-    chunks = filled = 16 if lane_width >= 64 and len(sweep.recorded_steps) <= FEW_RECORDS else max(4, 16 // lane_width)
+    # The smallest runs: their tiles cost as much on the host as in the kernel unless they are large.
+    tiny = lane_width == TINY_RUNS_WIDTH and len(sweep.recorded_steps) <= FEW_RECORDS
+    chunks = filled = 16 if tiny else max(4, 16 // lane_width)
     while filled > 1 and len(sweep.tiles(filled * lane_width)) < wanted:
         filled //= 2
     return Plan(lane_width, chunks, filled, devices, workers_per_device)

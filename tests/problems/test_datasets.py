@@ -28,6 +28,8 @@ def test_digit_rows_are_the_images():
     np.testing.assert_array_equal(labels, DIGITS.target[keep])
     with pytest.raises(ValueError, match=r"loss: expected one of cross_entropy, mse, got 'hinge'"):
         datasets.digit_rows(loss="hinge")
+    with pytest.raises(ValueError, match=r"width: expected an even number of units, for two heads, got 15"):
+        datasets.digit_rows(width=15)
 
 
 def test_breast_cancer_is_standardised():

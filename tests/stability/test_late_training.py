@@ -160,7 +160,14 @@ class TestForgetting:
 
     def test_optimizers_without_these_moments_are_named(self):
         sweep = ll.Sweep({"learning_rate": [0.1]}, 1, 2, 1)
-        for optimizer, message in ((optax.sgd, "one set of second moments"), (optax.rmsprop, "an argument b1")):
+        refused = (
+            (optax.sgd, "one set of second moments"),
+            (optax.rmsprop, "an argument b1"),
+            (optax.nadam, "expected optax.adam or optax.adamw"),
+            (optax.amsgrad, "expected optax.adam or optax.adamw"),
+            (ll.Optimizer(optax.adam, eps_root=1e-6), "without eps_root or nesterov, got adam with eps_root"),
+        )
+        for optimizer, message in refused:
             with pytest.raises(ValueError, match=message):
                 ll.run(problem_named("line"), optimizer, sweep, [forgetting(10.0)], progress=False)
         with pytest.raises(ValueError, match="horizon: expected a positive number"):

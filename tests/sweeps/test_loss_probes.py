@@ -162,3 +162,12 @@ class TestFollow:
     def test_a_probe_without_a_memory_cannot_follow(self):
         with pytest.raises(ValueError, match="follow needs a memory"):
             Probe("p", lambda *arguments: 0.0, follow=lambda memory, step, loss: memory)
+
+
+def test_records_that_lie_apart_fade_by_the_steps_between_them():
+    probe = late_spikes(0, [2.0], progress=1.0, fade=10.0)
+    watch = probe.begin(None, {"w": jnp.zeros(2)})
+    for step, loss in zip((0, 60, 120, 180, 240), (1.0, 1.0, 4.0, 1.0, 4.0), strict=True):
+        watch = probe.follow(watch, jnp.int32(step), jnp.float32(loss))
+    assert watch.count.tolist() == [2]
+    assert watch.first.tolist() == [120]
