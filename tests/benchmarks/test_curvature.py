@@ -3,7 +3,7 @@
 import pytest
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.filterwarnings("ignore")  # of the other tools, where they are installed
 def test_fast_report_has_its_rows():
     pytest.importorskip("sklearn")

@@ -341,7 +341,7 @@ def test_memory_of_the_basis_is_bounded(monkeypatch):
     check(program(jnp.asarray(matrix, "float32")), matrix, "top", "float32")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_256_initialisations_without_a_miss():
     """Top eigenvalue at initialisation, at step 10 and at step 200, at the default tolerance."""
     datasets = pytest.importorskip("sklearn.datasets")

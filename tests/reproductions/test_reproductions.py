@@ -115,7 +115,7 @@ class TestFormulas:
 
 
 class TestCommand:
-    @pytest.mark.slow
+    @pytest.mark.long
     def test_linear_regression_is_reproduced(self, tmp_path, capsys):
         code = main(["reproduce", "linear_regression", "--json", "--fast", "--out", str(tmp_path)])
         found = json.loads(capsys.readouterr().out)
@@ -161,7 +161,7 @@ class TestCommand:
         assert main(["reproduce", "linear_regression", "--out", "runs/reproduce"]) == 2
         assert "another sweep" in capsys.readouterr().err
 
-    @pytest.mark.slow
+    @pytest.mark.long
     def test_numpy_mlp_is_reproduced(self, tmp_path, capsys):
         assert main(["reproduce", "numpy_mlp", "--json", "--fast", "--out", str(tmp_path)]) == 0, (
             capsys.readouterr().out

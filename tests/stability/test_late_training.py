@@ -175,7 +175,7 @@ class TestForgetting:
 
 
 class TestPrediction:
-    @pytest.mark.slow
+    @pytest.mark.long
     def test_on_a_quadratic_the_eps_that_prevents_crossings_is_the_one_measured(self):
         """The Hessian stays what it is there: at full forgetting the ratio is 0.01 x 100 / 38 / eps."""
         problem, after, steps = quadratic((1e-4, 100.0)), 400, 1500

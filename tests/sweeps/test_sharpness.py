@@ -53,8 +53,10 @@ def dense_sharpness(problem: ll.Problem, seed: int, dtype: str, num_steps: int) 
     return float(np.linalg.eigvalsh(dense_hessian(problem, seed, dtype, num_steps)[1])[-1])
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-4), ("float64", 1e-6)])
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"),
+    [pytest.param("float32", 1e-4, marks=pytest.mark.long), pytest.param("float64", 1e-6, marks=pytest.mark.slow)],
+)
 def test_equals_the_dense_float64_hessian(dtype, tolerance):
     problem = two_thousand_parameters()
     sweep = ll.Sweep({"learning_rate": [RATE]}, seeds=3, num_steps=STEPS, every=10, dtype=dtype)
