@@ -11,8 +11,8 @@ import xarray as xr
 
 from lossland.diagnosis.arms import adjustable, adopt
 from lossland.diagnosis.measurements import measured
-from lossland.diagnosis.mechanisms import BEFORE, JUMP
-from lossland.diagnosis.observation import Observation, Rise
+from lossland.diagnosis.mechanisms import JUMP
+from lossland.diagnosis.observation import BEFORE, Observation, Rise
 from lossland.diagnosis.replays import Case, momentum_of
 from lossland.problems.problem import Problem
 from lossland.sweeps.forks import fork
@@ -25,6 +25,8 @@ LOG_LIMIT = 700.0
 """Logarithm of a rise to infinity."""
 CAUTION = 0.8
 """Share of the predicted critical learning rate at which an arm is trained."""
+MARGIN = 1.1
+"""Epsilon of the arm over the least that suffices by theory."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +86,7 @@ def forked(case: Case, seen: Sequence[Observation]) -> Arms | None:
 
 
 def from_the_start(chosen: Arms) -> Arms:
-    """The same runs, to be continued from their first step to the end of the rise: what was wrong then was always."""
+    """The same runs, to be continued from their first step to the end of the rise, as far as a fork goes."""
     ends = chosen.forked_at + chosen.windows
     return replace(chosen, forked_at=np.zeros_like(chosen.forked_at), windows=np.minimum(ends, HORIZONS[-1]))
 
@@ -140,16 +142,17 @@ def _arms(case: Case, seen: list[Observation], begun: np.ndarray, states: xr.Dat
 
 
 def _raised_eps(case: Case, seen: list[Observation]) -> np.ndarray:
-    """Epsilon above which the sharpness of the rise cannot be unstable: learning rate x sharpness / kappa*, plus 10 %.
+    """Epsilon with which the sharpness of the rise is not unstable: `MARGIN` x learning rate x sharpness / kappa*.
 
     Equation: lambda(P^-1/2 H P^-1/2) <= lambda(H) / eps. Source: `ll.adaptive.epsilon_floor`.
     """
-    limit = float(case.runs["threshold"])
+    limit = case.runs["threshold"].item()
     eps = []
     for one in seen:
-        near = (one.ratio_step >= one.rise.valley - 40) & (one.ratio_step <= one.rise.peak) if one.rise else slice(0)
+        clock = one.ratio_step
+        near = (clock >= one.rise.valley - BEFORE) & (clock <= one.rise.peak) if one.rise else slice(0)
         top = one.sharpness[near]
-        eps.append(1.1 * float(np.nanmax(top)) / limit if np.isfinite(top).any() else np.nan)
+        eps.append(MARGIN * float(np.nanmax(top)) / limit if np.isfinite(top).any() else np.nan)
     return np.nan_to_num(np.array(eps), nan=1e-3)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -12,15 +13,16 @@ import xarray as xr
 from lossland.diagnosis import counterfactuals, measurements, replays
 from lossland.diagnosis.arms import differentiated_numerically, is_recurrent
 from lossland.diagnosis.causes import Cause
+from lossland.diagnosis.data_checks import labels_of, made_valid, wrong_with
+from lossland.diagnosis.events import FACTOR
 from lossland.diagnosis.explanation import Explanation, remedies_of
 from lossland.diagnosis.gradients import check_gradient
-from lossland.diagnosis.hygiene import Check, check_inputs, check_labels
-from lossland.diagnosis.mechanisms import PROOF, decide
-from lossland.diagnosis.observation import Observation, observe
+from lossland.diagnosis.mechanisms import MAJORITY, PROOF, decide
+from lossland.diagnosis.observation import BEFORE, Observation, observe
 from lossland.problems.problem import Problem
 from lossland.sweeps.execution import run as train
 from lossland.sweeps.probes import as_probes
-from lossland.sweeps.sweep import Sweep
+from lossland.sweeps.sweep import Outcome, Sweep
 from lossland.sweeps.trajectories import sweep_of
 
 NEEDS_PROBLEM = (
@@ -28,8 +30,13 @@ NEEDS_PROBLEM = (
     "the gradient, the labels and the precision: they need the problem",
 )
 NEEDS_CURVATURE = "curvature: neither sharpness nor preconditioned sharpness was recorded"
-AFFINE = 1e-4
-"""Relative deviation from an affine dependence on the targets that rounding makes."""
+NEEDS_A_LOSS = "counterfactuals: the loss is not finite at the first step, and there is no state before it to replay"
+REPLAYED = {
+    "right_gradient": "the run with the right gradient",
+    "valid_labels": "the run with valid labels",
+    "float64": "the run in float64",
+}
+"""Arms that need a program of their own."""
 
 
 def explain(run: xr.Dataset, problem: Problem | None = None, optimizer: Any = None) -> Explanation:
@@ -45,7 +52,8 @@ def explain(run: xr.Dataset, problem: Problem | None = None, optimizer: Any = No
         problem, optimizer: what it was trained by, the optimizer with the arguments that were fixed.
 
     Raises:
-        ValueError: where `run` holds more than one run or no loss, or the problem is another one.
+        ValueError: where `run` holds more than one run, one that was not computed, or no loss, or where the problem or
+            the optimizer is another one.
     """
     one = _one_run(run)
     return explanations(one, problem, optimizer)[0]
@@ -63,10 +71,13 @@ def explanations(runs: xr.Dataset, problem: Problem | None = None, optimizer: An
     if problem is None or optimizer is None:
         return [_from_records(one, name, runs) for one, name in zip(seen, labels, strict=True)]
     if problem.init_state is not None:
+        replays.checked(runs, problem, optimizer)
         why = "counterfactuals: the problem keeps a state (batch statistics), which replays do not continue"
         return [
             _from_records(_told(one, problem, runs), name, runs, why) for one, name in zip(seen, labels, strict=True)
         ]
+    if any(not np.isfinite(one.loss[0]) for one in seen):
+        return _without_a_loss(runs, problem, optimizer, seen, labels)
     case = replays.retrained(runs, problem, optimizer)
     seen = [_told(observe(case.runs.isel(seed=place)), problem, runs) for place in range(runs.sizes["seed"])]
     seen = [_with_settings(one, case) for one in seen]
@@ -84,7 +95,14 @@ def _one_run(run: xr.Dataset) -> xr.Dataset:
         choice = ", ".join(f"{dim}={_first(run, dim)}" for dim in wide)
         raise ValueError(f"run: expected one run, got {found}; select one: runs.sel({choice})")
     run = run.isel(dict.fromkeys(own, 0))
-    return run.expand_dims("seed") if "seed" in run.coords else run.expand_dims(seed=[0])
+    if "status" in run and run["status"].item() == Outcome.not_run:
+        raise ValueError(
+            "run: expected one that was computed, got status not_run; the call of ll.run that made its folder, "
+            "repeated with the same arguments and without part, computes what is missing"
+        )
+    widened = run.expand_dims("seed") if "seed" in run.coords else run.expand_dims(seed=[0])
+    # The threshold is one of the hyperparameters, whatever the seed.
+    return widened.assign(threshold=run["threshold"].variable) if "threshold" in run else widened
 
 
 def _first(run: xr.Dataset, dim: str) -> Any:
@@ -128,8 +146,12 @@ def _from_records(one: Observation, name: dict[str, Any], runs: xr.Dataset, why:
         untested.append(NEEDS_CURVATURE)
     if one.resolution > 1:
         untested.append(f"what happened between records, {one.resolution} steps apart")
+        if one.rise is None and one.steps_uphill:
+            untested.append(
+                f"rises between records: {one.steps_uphill} steps raised the loss, and no record by {FACTOR - 1:.0%}"
+            )
     verdict = decide(one)
-    remedies = remedies_of(verdict.cause, one, PROOF.get(verdict.cause, ()), _facts(one, None))
+    remedies = remedies_of(one, PROOF.get(verdict.cause, ()), _facts(one, None))
     return Explanation(verdict.cause, verdict.confidence, verdict.evidence, remedies, tuple(untested), name, (), one)
 
 
@@ -139,9 +161,12 @@ def _replayed(case: replays.Case, seen: list[Observation], names: list[dict[str,
     arms = None
     findings: tuple[str, ...] = ()
     if any(one.rise is not None for one in seen):
-        seen, findings = _with_hygiene(case, seen)
+        seen, findings = _with_hygiene(case, seen, untested)
         seen = measurements.with_curvature(case, seen)
-        seen = measurements.with_decomposition(case, seen)
+        try:
+            seen = measurements.with_decomposition(case, seen)
+        except TypeError as error:  # a loss of which float64 makes no program
+            untested.append(f"slope, curvature and rest of the rise, in float64: {_brief(error)}")
         seen = measurements.with_noise(case, seen)
         arms = counterfactuals.forked(case, seen)
         if arms is not None:
@@ -156,60 +181,56 @@ def _replayed(case: replays.Case, seen: list[Observation], names: list[dict[str,
     for place, (one, name) in enumerate(zip(seen, names, strict=True)):
         verdict = decide(one)
         facts = _facts(one, case) | _settings(arms, place)
-        remedies = remedies_of(verdict.cause, one, PROOF.get(verdict.cause, ()), facts)
+        remedies = remedies_of(one, PROOF.get(verdict.cause, ()), facts)
         made = Explanation(
-            verdict.cause, verdict.confidence, verdict.evidence, remedies, tuple(untested), name, findings, one
+            verdict.cause,
+            verdict.confidence,
+            verdict.evidence,
+            remedies,
+            (*untested, *one.untested),
+            name,
+            findings,
+            one,
         )
         out.append(replace(made, curves=_curves(arms, place)))
     return out
 
 
-def _with_hygiene(case: replays.Case, seen: list[Observation]) -> tuple[list[Observation], tuple[str, ...]]:
-    """Check labels, inputs and the gradient once for all runs; what is wrong with the inputs is told besides."""
+def _without_a_loss(
+    runs: xr.Dataset, problem: Problem, optimizer: Any, seen: list[Observation], names: list[dict[str, Any]]
+) -> list[Explanation]:
+    """Explain runs that begin without a finite loss by their records and their data, the others by replay."""
+    replays.checked(runs, problem, optimizer)
+    rest = [place for place, one in enumerate(seen) if np.isfinite(one.loss[0])]
+    others = dict(zip(rest, explanations(runs.isel(seed=rest), problem, optimizer) if rest else (), strict=True))
+    findings = wrong_with(problem)
+    return [
+        others[place]
+        if place in others
+        else replace(_from_records(_told(one, problem, runs), name, runs, NEEDS_A_LOSS), findings=findings)
+        for place, (one, name) in enumerate(zip(seen, names, strict=True))
+    ]
+
+
+def _with_hygiene(
+    case: replays.Case, seen: list[Observation], untested: list[str]
+) -> tuple[list[Observation], tuple[str, ...]]:
+    """Check labels, inputs and the gradient once for all runs; what is wrong with the data is told besides."""
     data = case.problem.data
-    labels = _labels_of(case)
+    labels = labels_of(case.problem)
     place = next(place for place, one in enumerate(seen) if one.rise is not None)
     start = case.states(np.array([place]), np.array([0]))["saved_params"].values[0]
     params = jax.tree.map(np.asarray, replays.tree_of(case.problem, start))
     wrong: tuple[str, ...] = ()
-    if all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(params)):
-        loss = jax.jit(case.problem.loss)
+    loss = jax.jit(case.problem.loss)
+    try:
         wrong = check_gradient(loss, jax.jit(jax.grad(case.problem.loss)), params, data).autodiff_differs
-    inputs = data[0] if isinstance(data, tuple) and len(data) == 2 else None
-    found = check_inputs(inputs).findings if isinstance(inputs, np.ndarray) and inputs.ndim == 2 else ()
-    findings = tuple(str(finding) for finding in found)
-    if labels is not None and not labels.ok:
-        findings += tuple(str(finding) for finding in labels.findings)
-    return [one.changed(labels=labels, wrong_leaves=wrong) for one in seen], findings
-
-
-def _labels_of(case: replays.Case) -> Check | None:
-    """Check the second entry of the data where the loss is affine in it, as a cross-entropy is in its labels."""
-    data = case.problem.data
-    if not (isinstance(data, tuple) and len(data) == 2) or not hasattr(data[1], "dtype"):
-        return None
-    targets = np.asarray(data[1])
-    if targets.dtype.kind in "iu":
-        return check_labels(targets) if targets.ndim == 1 else None
-    if not np.any(targets):  # anything is affine in nothing
-        return None
-    params = case.problem.init(jax.random.key(0))
-    none, once, twice = (float(case.problem.loss(params, (data[0], scale * targets))) for scale in (0.0, 1.0, 2.0))
-    if abs(twice - 2 * once + none) > AFFINE * max(abs(none), abs(once), abs(twice)):
-        return None
-    if targets.ndim == 2 and targets.shape[1] > 1:
-        return check_labels(targets)
-    inside = np.stack([1 - targets.ravel(), targets.ravel()], 1)  # probabilities of two classes: in [0, 1]
-    return check_labels(inside)
-
-
-def _valid(targets: np.ndarray) -> np.ndarray:
-    """Labels made distributions: without negative entries or NaN, every row divided by its sum."""
-    clean = np.clip(np.nan_to_num(targets, nan=0.0, posinf=1.0, neginf=0.0), 0, None)
-    if clean.ndim == 2 and clean.shape[1] > 1:
-        sums = clean.sum(1, keepdims=True)
-        return (clean / np.where(sums > 0, sums, 1)).astype(targets.dtype)
-    return np.clip(clean, 0, 1)
+    except (TypeError, ValueError) as error:  # float64 makes no program of the loss, or it is not finite nearby
+        untested.append(f"the gradient, against differences in float64: {_brief(error)}")
+    findings = dict.fromkeys(wrong_with(case.problem))
+    if labels is not None:
+        findings |= dict.fromkeys(str(finding) for finding in labels.findings)
+    return [one.changed(labels=labels, wrong_leaves=wrong) for one in seen], tuple(findings)
 
 
 def _with_arms(
@@ -217,38 +238,66 @@ def _with_arms(
 ) -> list[Observation]:
     """Add the arms' rises, with right gradients, valid labels and float64 where they are in question."""
     out = list(seen)
-    whole = counterfactuals.from_the_start(arms)
-    more: dict[str, counterfactuals.Arms] = {}
-    if seen[arms.places[0]].wrong_leaves:
-        try:
-            more["right_gradient"] = counterfactuals.continued(
-                case, whole, differentiated_numerically(case.problem), "float64"
-            )
-        except ValueError as error:
-            untested.append(f"the right gradient: {error}")
-    labels = seen[arms.places[0]].labels
-    if labels is not None and not labels.ok and np.asarray(case.problem.data[1]).dtype.kind == "f":
-        mended = case.problem.with_data((case.problem.data[0], _valid(np.asarray(case.problem.data[1]))))
-        more["valid_labels"] = counterfactuals.continued(case, whole, mended, case.dtype)
-    if case.dtype == "float32" and any(seen[place].overflow is not None for place in arms.places):
-        more["float64"] = counterfactuals.continued(case, arms, case.problem, "float64")
+    more = _in_question(case, seen, arms, untested)
     noisy = case.batches.batch_size is not None or case.trained.takes_key
     for row, place in enumerate(arms.places):
-        rises = arms.rises(place)
+        one, rises, told = seen[place], arms.rises(place), []
         if noisy:
             # The fork trains on the full data: what the run itself did is the arm that nothing was changed in.
             rises["full_batch"] = rises["unchanged"]
-            inside = (seen[place].step >= arms.forked_at[row]) & (
-                seen[place].step <= arms.forked_at[row] + arms.windows[row]
-            )
-            rises["unchanged"] = counterfactuals.log_rise(seen[place].loss[inside])
+            inside = (one.step >= arms.forked_at[row]) & (one.step <= arms.forked_at[row] + arms.windows[row])
+            rises["unchanged"] = counterfactuals.log_rise(one.loss[inside])
         for name, other in more.items():
-            rises[name] = other.rises(place)["unchanged"]
+            found = other.rises(place)["unchanged"]
             if name != "float64":  # from the first step on: compared with the whole run up to its peak
-                before = seen[place].loss[seen[place].step <= other.windows[row]]
-                rises[name] *= rises["unchanged"] / max(counterfactuals.log_rise(before), rises["unchanged"], 1e-9)
-        out[place] = seen[place].changed(arms=rises)
+                whole = _from_the_start(one, rises, int(other.windows[row]))
+                if isinstance(whole, str):
+                    told.append(f"{REPLAYED[name]}: {whole}")
+                    continue
+                found *= rises["unchanged"] / max(whole, 1e-9)
+            rises[name] = found
+        out[place] = one.changed(arms=rises, untested=tuple(told))
     return out
+
+
+def _in_question(
+    case: replays.Case, seen: list[Observation], arms: counterfactuals.Arms, untested: list[str]
+) -> dict[str, counterfactuals.Arms]:
+    """Continue the runs with what is suspected put right: the gradient, the labels, the precision."""
+    whole = counterfactuals.from_the_start(arms)
+    problem, first = case.problem, seen[arms.places[0]]
+    wanted: dict[str, Callable[[], counterfactuals.Arms]] = {}
+    if first.wrong_leaves:
+        wanted["right_gradient"] = lambda: counterfactuals.continued(
+            case, whole, differentiated_numerically(problem), "float64"
+        )
+    if first.labels is not None and not first.labels.ok and np.asarray(problem.data[1]).ndim == 2:
+        mended = problem.with_data((problem.data[0], made_valid(np.asarray(problem.data[1]))))
+        wanted["valid_labels"] = lambda: counterfactuals.continued(case, whole, mended, case.dtype)
+    if case.dtype == "float32" and any(seen[place].overflow is not None for place in arms.places):
+        wanted["float64"] = lambda: counterfactuals.continued(case, arms, problem, "float64")
+    found = {}
+    for name, make in wanted.items():
+        try:
+            found[name] = make()
+        except (TypeError, ValueError) as error:  # too many parameters, or float64 makes no program of the loss
+            untested.append(f"{REPLAYED[name]}: {_brief(error)}")
+    return found
+
+
+def _from_the_start(one: Observation, rises: dict[str, float], window: int) -> float | str:
+    """Logarithm of the rise that a replay from the first step on is compared with, or why it can be with none."""
+    whole = counterfactuals.log_rise(one.loss[: int(np.searchsorted(one.step, window)) + 1])
+    if whole < MAJORITY * rises["unchanged"]:
+        return f"the rise lies beyond the {window} steps of a replay from the start"
+    if "full_batch" not in rises:
+        return whole
+    # Such a replay sees the full data.
+    return rises["full_batch"] if rises["full_batch"] > np.log(FACTOR) else "on the full data nothing rises"
+
+
+def _brief(error: Exception) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0]
 
 
 def _with_other_data(case: replays.Case, seen: list[Observation]) -> list[Observation]:
@@ -305,7 +354,7 @@ def _facts(one: Observation, case: replays.Case | None) -> dict[str, Any]:
     if one.rates is not None and one.rise is not None:
         at = int(np.searchsorted(one.step, min(max(one.rise.start, 0), one.step[-1])))
         facts["rate"] = float(one.rates[min(at, len(one.rates) - 1)])
-        near = one.step >= one.rise.valley - 20
+        near = one.step >= one.rise.valley - BEFORE // 2
         facts["rate_before"] = float(one.rates[near][0])
     if case is not None and case.batches.batch_size:
         facts["rest"] = case.batches.rest

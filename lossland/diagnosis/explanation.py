@@ -17,17 +17,23 @@ from lossland.diagnosis.observation import Observation, Rise
 TEXTS = {
     "learning_rate_below": "{below}",
     "schedule_held": "keep the learning rate at {before:.3g}, or raise it to less than {critical:.3g}",
-    "momentum_removed": "less momentum (replayed without)",
+    "momentum_removed": "less momentum",
     "second_moment_frozen": "keep the second moment from falling (AMSGrad, a larger b2)",
     "eps_raised": "epsilon above {eps:.3g}",
-    "full_batch": "larger batches{batch}, or a smaller learning rate (replayed on the full data)",
+    "full_batch": "larger batches{batch}, or a smaller learning rate",
     "last_batch_dropped": "drop the last batch of {rest} examples, or choose a batch size that divides {total}",
-    "outliers_dropped": "check the labels of examples {outliers} (replayed without them)",
+    "outliers_dropped": "check the labels of examples {outliers}",
     "right_gradient": "mend the gradient of {leaves}",
     "valid_labels": "divide every row of labels by its sum, without negative entries",
     "clipped": "clip the gradient norm at {norm:.3g}",
     "float64": "higher precision, or a form of the loss that does not overflow",
 }
+REPLAYED = {
+    "momentum_removed": "without",
+    "full_batch": "on the full data",
+    "outliers_dropped": "without them",
+}
+"""What was replayed, where that is not the change itself."""
 
 
 @dataclass(frozen=True)
@@ -125,16 +131,16 @@ class Explanation:
         return importlib.import_module("lossland.figures.explanations").explanation_figure(self)
 
 
-def remedies_of(cause: Cause, seen: Observation, arms: tuple[str, ...], facts: Mapping[str, Any]) -> tuple[Remedy, ...]:
-    """Name the remedies of a cause, with what was predicted and what the arms showed."""
+def remedies_of(seen: Observation, arms: tuple[str, ...], facts: Mapping[str, Any]) -> tuple[Remedy, ...]:
+    """Name the remedies that the arms of a cause stand for, with what was predicted and what these showed."""
     found = []
     for arm in arms:
         verified = seen.removed(arm)
         if verified is None and arm in ("eps_raised", "second_moment_frozen", "momentum_removed", "clipped"):
             continue
-        text, predicted = _sentence(arm, cause, seen, facts)
-        if not text:
-            continue
+        text, predicted = _sentence(arm, seen, facts)
+        if verified is not None and (replayed := _replayed(arm, seen)):
+            text += f" (replayed {replayed})"
         measured, unchanged = (
             float(np.exp(seen.arms[name])) if verified is not None else np.nan for name in (arm, "unchanged")
         )
@@ -142,13 +148,19 @@ def remedies_of(cause: Cause, seen: Observation, arms: tuple[str, ...], facts: M
     return tuple(found)
 
 
-def _sentence(arm: str, cause: Cause, seen: Observation, facts: Mapping[str, Any]) -> tuple[str, str]:
+def _replayed(arm: str, seen: Observation) -> str:
+    if arm == "learning_rate_below" and not seen.worst_ratio > 0:
+        return "at half"
+    return REPLAYED.get(arm, "")
+
+
+def _sentence(arm: str, seen: Observation, facts: Mapping[str, Any]) -> tuple[str, str]:
     """What to change, and what that is predicted to do."""
     rate = facts.get("rate", np.nan)
     worst = seen.worst_ratio
     critical = rate / worst if worst > 0 else np.nan
     known = np.isfinite(critical)
-    below = f"learning rate below {critical:.3g}" if known else "a smaller learning rate (replayed at half)"
+    below = f"learning rate below {critical:.3g}" if known else "a smaller learning rate"
     values = {
         "below": below,
         "before": facts.get("rate_before", np.nan),
@@ -184,6 +196,8 @@ def _story(seen: Observation | None) -> str:
         return ""
     if seen.rise is None:
         return f"the loss over the full data fell from {seen.loss[0]:.4g} to {seen.loss[-1]:.4g} without a rise"
+    if not np.isfinite(seen.loss[0]):
+        return f"the loss was not finite at step {seen.step[0]} already"
     rise = seen.rise
     low = float(seen.loss[int(np.searchsorted(seen.step, rise.valley))])
     end = "and did not come back" if rise.recovery is None else f"and was back at step {rise.recovery}"

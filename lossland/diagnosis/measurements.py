@@ -26,6 +26,8 @@ SAMPLES = 32
 """States per run: as many for every run, so that a second one compiles nothing."""
 PAIRS = 6
 """Steps of a rise that are decomposed: the largest."""
+AT_ONCE = 256
+"""Examples whose gradients are held together."""
 
 
 def with_curvature(case: Case, seen: Sequence[Observation]) -> list[Observation]:
@@ -205,13 +207,16 @@ def noise_program(problem: Problem) -> Callable[[Any], Any]:
     def one(flat: jax.Array) -> tuple[jax.Array, jax.Array]:
         data = cast_floating(problem.data, flat.dtype)
 
-        def gradient(index: jax.Array) -> jax.Array:
-            batch = jax.tree.map(lambda leaf: leaf[index][None], data)
-            return jax.grad(lambda x: problem.loss(tree_of(problem, x), batch))(flat)
+        def loss(x: jax.Array, index: jax.Array) -> jax.Array:
+            return problem.loss(tree_of(problem, x), jax.tree.map(lambda leaf: leaf[index][None], data))
 
-        each = jax.vmap(gradient)(jnp.arange(problem.num_examples))
-        mean = each.mean(0)
-        return jnp.vdot(mean, mean), jnp.sum((each - mean) ** 2, 1)
+        def over_examples(function: Callable[[jax.Array], jax.Array]) -> jax.Array:
+            examples = jnp.arange(problem.num_examples)
+            return jax.lax.map(function, examples, batch_size=min(AT_ONCE, problem.num_examples))
+
+        mean = jax.grad(lambda x: over_examples(lambda index: loss(x, index)).mean())(flat)
+        spread = over_examples(lambda index: jnp.sum((jax.grad(loss)(flat, index) - mean) ** 2))
+        return jnp.vdot(mean, mean), spread
 
     return jax.jit(lambda params: jax.lax.map(one, params))
 

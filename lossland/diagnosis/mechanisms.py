@@ -8,18 +8,12 @@ from typing import NamedTuple
 import numpy as np
 
 from lossland.diagnosis.causes import Cause
-from lossland.diagnosis.observation import OVERFLOWS, Observation, Rise
+from lossland.diagnosis.observation import BEFORE, NEAR, OVERFLOWS, Observation, Rise
 
-NEAR = 0.97
-"""Sharpness over threshold from which a rise counts as one at the threshold: samples lie between the peaks."""
-BEFORE = 40
-"""Steps before the valley in which the threshold may have been crossed."""
 CLIMB = 1.01
 """Growth of the loss in a record that belongs to an earlier rise."""
 JUMP = 1.05
 """Growth of the learning rate that a rise can be put down to."""
-FLATTENED = 0.8
-"""A catapult ends at most at this share of the sharpness it began with."""
 MAJORITY = 0.5
 """Share of a rise (of ln sharpness, of the mode's weight, of the loss) that makes one part its cause."""
 CONCENTRATED = 2.5
@@ -32,6 +26,8 @@ LAGS = 40.0
 """g^2 / v from which, below the threshold, a step is put down to a second moment that lags its gradient."""
 EXPLODES = 30.0
 """Gradient norm in the rise over its median before."""
+UNPROVED = 0.5
+"""Confidence in a cause that only a replay can tell from others, without one."""
 
 PROOF: dict[Cause, tuple[str, ...]] = {
     Cause.learning_rate_above_threshold: ("learning_rate_below",),
@@ -80,6 +76,8 @@ def decide(seen: Observation) -> Verdict:
     """
     if seen.rise is None:
         return _without_rise(seen)
+    if not np.isfinite(seen.loss[0]):  # nothing rose: the first step already has no loss
+        return Verdict(Cause.unknown, 0.3, {"first_step_not_finite": Measure(float(seen.step[0]), "step")})
     for rule in RULES:
         if (verdict := rule(seen, seen.rise)) is not None:
             return _proved(seen, verdict)
@@ -148,11 +146,12 @@ def _gradient(seen: Observation, rise: Rise) -> Verdict | None:
     if not seen.wrong_leaves or seen.removed("right_gradient") is False:
         return None
     evidence = _basic(seen, rise) | {"wrong_parameters": Measure(float(len(seen.wrong_leaves)), "leaf")}
-    return Verdict(Cause.wrong_gradient, 0.85, evidence)
+    return Verdict(Cause.wrong_gradient, 0.85 if seen.removed("right_gradient") else UNPROVED, evidence)
 
 
 def _labels(seen: Observation, rise: Rise) -> Verdict | None:
-    if seen.labels is None or seen.labels.ok or seen.removed("valid_labels") is False:
+    # What is no distribution may still be a target that its loss takes: only the replay tells.
+    if seen.labels is None or seen.labels.ok or not seen.removed("valid_labels"):
         return None
     wrong = sum(len(finding.places) for finding in seen.labels.findings)
     return Verdict(Cause.invalid_labels, 0.8, _basic(seen, rise) | {"wrong_rows": Measure(float(wrong), "row")})
@@ -162,8 +161,13 @@ def _precision(seen: Observation, rise: Rise) -> Verdict | None:
     if seen.overflow is None:
         return None
     finite = seen.loss[np.isfinite(seen.loss)]
-    last = float(finite[-1]) if len(finite) else np.nan
-    if last > OVERFLOWS * max(1.0, abs(float(seen.loss[0]))) or seen.removed("float64") is False:
+    last = float(finite[-1])
+    largest = max(last, seen.peak_loss) if np.isfinite(seen.peak_loss) else last
+    is_proved = seen.removed("float64")
+    if largest > OVERFLOWS * max(1.0, abs(float(seen.loss[0]))) or is_proved is False:
+        return None
+    # Between records a loss can grow beyond every bound; that of batches is not kept for every step.
+    if is_proved is None and seen.resolution > 1 and (seen.first_ratio >= 1 or seen.batch_size is not None):
         return None
     evidence = _basic(seen, rise) | {
         "last_finite_loss": Measure(last),
@@ -176,11 +180,11 @@ def _noise(seen: Observation, rise: Rise) -> Verdict | None:
     if seen.batch_size is None and not seen.has_random_layers:
         return None
     removed = seen.removed("full_batch")
-    if removed is False or (removed is None and _crossed(seen, rise) >= 1):
+    if removed is False or (removed is None and (_crossed(seen, rise) >= 1 or _growth(seen, rise) is not None)):
         return None
     evidence = _basic(seen, rise)
     if seen.batch_size is None:
-        return Verdict(Cause.mode_noise, 0.8, evidence)
+        return Verdict(Cause.mode_noise, 0.8 if removed else UNPROVED, evidence)
     is_ragged = seen.ragged_share > max(MAJORITY, CONCENTRATED * seen.ragged_expected)
     if is_ragged and seen.removed("last_batch_dropped") is not False:
         evidence["share_of_rises_after_the_last_batch"] = Measure(seen.ragged_share)
@@ -191,7 +195,7 @@ def _noise(seen: Observation, rise: Rise) -> Verdict | None:
         return Verdict(Cause.mislabelled_examples, 0.7, evidence)
     if removed is None and not seen.noise_ratio > 1:
         # The records do not tell noise from instability.
-        return Verdict(Cause.minibatch_noise, 0.5, evidence)
+        return Verdict(Cause.minibatch_noise, UNPROVED, evidence)
     return Verdict(Cause.minibatch_noise, 0.8, evidence)
 
 

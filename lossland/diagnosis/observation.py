@@ -16,6 +16,10 @@ ROUNDING = 1e-6
 LEFT = {"last_batch_dropped": 0.5, "outliers_dropped": 0.5, "float64": 0.0}
 """Share of a rise that may be left where it is gone: a quarter, half where two random runs are compared, nothing where
 precision alone is to blame: what overflows may have grown before."""
+NEAR = 0.97
+"""Sharpness over threshold from which a rise counts as one at the threshold: samples lie between the peaks."""
+BEFORE = 40
+"""Steps before the valley in which the threshold may have been crossed."""
 OVERFLOWS = 1e15
 """A loss beyond this that grows ends in infinity by itself; below it, infinity came from one operation."""
 
@@ -42,6 +46,8 @@ class Observation:
     recorded_rise: Rise | None = None
     overflow: int | None = None  # first step without a finite loss
     resolution: int = 1  # steps between records
+    peak_loss: float = np.nan  # largest finite loss, over every step where steps see the full data
+    steps_uphill: int = 0  # steps that raised the loss, recorded or not; 0 where that was not counted
     rates: np.ndarray | None = None  # learning rate at every record
     optimizer: str = ""
     momentum: float = np.nan  # of the first moment
@@ -90,8 +96,8 @@ class Observation:
             return np.nan
         if self.rise.valley <= 2 * self.resolution and self.first_ratio > 1:
             return self.first_ratio
-        before = self.ratio_between(self.rise.valley - 40, max(self.rise.start, self.rise.valley + 1))
-        return before if before >= 0.97 else self.ratio_between(self.rise.valley - 40, self.rise.peak)
+        before = self.ratio_between(self.rise.valley - BEFORE, max(self.rise.start, self.rise.valley + 1))
+        return before if before >= NEAR else self.ratio_between(self.rise.valley - BEFORE, self.rise.peak)
 
     @property
     def first_ratio(self) -> float:
@@ -166,7 +172,8 @@ def observe(run: xr.Dataset) -> Observation:
             if not np.allclose(series, curve, rtol=1e-5, equal_nan=True):
                 recorded = series
                 known = np.isfinite(series)
-                recorded_rise, _ = largest_rise(steps_known[known], series[known])
+                if known.any():
+                    recorded_rise, _ = largest_rise(steps_known[known], series[known])
     ratio, sharpness = _ratios(run)
     inside = np.arange(len(steps)) < last
     settings = run.attrs
@@ -180,6 +187,8 @@ def observe(run: xr.Dataset) -> Observation:
         recorded_rise=recorded_rise,
         overflow=first_bad if first_bad >= 0 else None,
         resolution=int(np.median(np.diff(steps))) if len(steps) > 1 else 1,
+        peak_loss=run["peak_loss"].item() if "peak_loss" in run else np.nan,
+        steps_uphill=_uphill(run),
         rates=np.full(len(curve), float(run["learning_rate"])) if "learning_rate" in run.coords else None,
         optimizer=optimizer,
         is_adaptive=bool(run["threshold"].attrs.get("preconditioned", 0)) if "threshold" in run else False,
@@ -189,6 +198,12 @@ def observe(run: xr.Dataset) -> Observation:
         dead_mass=_worst(run, "mode_dead_mass", rise),
         excess=_worst(run, "gradient_excess_max", rise),
     )
+
+
+def _uphill(run: xr.Dataset) -> int:
+    """Steps that raised the loss; where steps see batches, the records were counted instead."""
+    is_counted = "num_rises" in run and run["num_rises"].attrs.get("units") == "step"
+    return int(run["num_rises"]) if is_counted else 0
 
 
 def _worst(run: xr.Dataset, name: str, rise: Rise | None) -> float:

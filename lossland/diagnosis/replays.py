@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +26,8 @@ from lossland.thresholds import threshold
 
 LARGEST_RECORD = 2**28
 """Bytes of saved states beyond which they are saved less often."""
+ADDRESS = re.compile(r" at 0x[0-9a-f]+")
+"""Where a function lies in memory, which is no part of what it does."""
 
 
 @dataclass(frozen=True)
@@ -79,15 +82,20 @@ class Case:
     def thresholds(self, steps: np.ndarray) -> np.ndarray:
         """Sharpness at which the linearised optimizer turns unstable, at every step."""
         if not self.is_scheduled:
-            return np.full(len(steps), float(self.runs["threshold"]))
-        try:
-            first = threshold(self.tuned, step=0).critical_curvature
-        except ValueError:
-            first = None
-        rates = self.rates(np.append(0, steps))
-        if first is None or rates is None:
+            return np.full(len(steps), self.runs["threshold"].item())
+        clock = self.runs["step"].values
+        rates, own = self.rates(clock), self.rates(steps)
+        if rates is None or own is None:
             return np.full(len(steps), np.nan)
-        return first * rates[0] / rates[1:]
+        place = 0 if rates[0] > 0 else int(np.argmax(rates))  # a warm-up from 0 has no threshold at its first step
+        try:
+            known = threshold(self.tuned, step=int(clock[place])).critical_curvature
+        except ValueError:
+            known = None
+        if known is None:
+            return np.full(len(steps), np.nan)
+        with np.errstate(divide="ignore"):
+            return known * rates[place] / own
 
     def states(self, seeds: np.ndarray, steps: np.ndarray) -> xr.Dataset:
         """Saved states of runs (places along "seed") at steps, over the axis "state", with their hyperparameters."""
@@ -102,6 +110,41 @@ class Case:
         return found.assign_coords(own)
 
 
+def checked(runs: xr.Dataset, problem: Problem, optimizer: Any) -> Optimizer:
+    """Refuse another problem or optimizer than that of the runs; return the optimizer, what was swept left open.
+
+    Raises:
+        ValueError: naming what was trained and what was got.
+    """
+    given = as_optimizer(optimizer)
+    if not isinstance(problem, Problem):
+        raise ValueError(f"problem: expected an ll.Problem, got {type(problem).__name__}")
+    expected = runs.attrs.get("problem_fingerprint")
+    if expected and problem.fingerprint() != expected:
+        raise ValueError(
+            f"problem: expected the one that was trained, {runs.attrs.get('problem')} {expected}, got {problem.name} "
+            f"{problem.fingerprint()}; build it with the same data and options"
+        )
+    swept = sweep_of(runs).hyperparameters
+    for name in sorted(set(swept) & set(given.arguments)):
+        value, own = given.arguments[name], runs[name].item()
+        if not (isinstance(value, (int, float, np.number)) and np.isclose(value, own, rtol=1e-6)):
+            raise ValueError(f"optimizer: expected {name} = {own:g}, which the run was trained by, got {value!r}")
+    given = Optimizer(given.factory, **{name: value for name, value in given.arguments.items() if name not in swept})
+    trained_by = runs.attrs.get("optimizer")
+    if trained_by and _words(repr(given)) != _words(trained_by):
+        raise ValueError(
+            f"optimizer: expected the one that the run was trained by, {trained_by}, got "
+            f"{ADDRESS.sub('', repr(given))}; give the same factory and the same fixed arguments"
+        )
+    return given
+
+
+def _words(text: str) -> list[str]:
+    """What an optimizer's description holds, in whatever order its arguments were given."""
+    return sorted(re.split(r"[(),\s]+", ADDRESS.sub("", text)))
+
+
 def retrained(runs: xr.Dataset, problem: Problem, optimizer: Any) -> Case:
     """Train the runs of one point again from their initial states, and keep the states of every step.
 
@@ -112,23 +155,16 @@ def retrained(runs: xr.Dataset, problem: Problem, optimizer: Any) -> Case:
     Raises:
         ValueError: where the problem or the optimizer is not that of the runs.
     """
-    given = as_optimizer(optimizer)
+    given = checked(runs, problem, optimizer)
     original = sweep_of(runs)
-    if not isinstance(problem, Problem):
-        raise ValueError(f"problem: expected an ll.Problem, got {type(problem).__name__}")
-    expected = runs.attrs.get("problem_fingerprint")
-    if expected and problem.fingerprint() != expected:
-        raise ValueError(
-            f"problem: expected the one that was trained, {runs.attrs.get('problem')} {expected}, got {problem.name} "
-            f"{problem.fingerprint()}; build it with the same data and options"
-        )
     point = {name: runs[name].values.item() for name in original.hyperparameters}
     num_params = sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(problem.param_shapes))
     is_noisy = original.batch_size is not None or "batch_size" in point or problem.takes_key
     probes = (*as_probes(["loss", "batch_loss"] if is_noisy else ["loss"]), state_probe())
-    every = 1
-    while 16 * num_params * runs.sizes["seed"] * original.num_steps / every > LARGEST_RECORD and every < original.every:
-        every += 1
+    size = 16 * num_params * runs.sizes["seed"] * original.num_steps
+    # A divisor, so that every step of the original's records is one of these.
+    divisors = [number for number in range(1, original.every + 1) if original.every % number == 0]
+    every = next((number for number in divisors if size / number <= LARGEST_RECORD), original.every)
     fields: dict[str, Any] = {
         name: getattr(original, name)
         for name in ("dtype", "batch_size", "sampling", "last_batch", "freeze")

@@ -1,4 +1,4 @@
-"""Causes planted, causes named: the confusion matrix of `explain` on seeds and scenarios that no limit was set on."""
+"""Causes planted, causes named: the confusion matrix of `explain` on seeds, and on scenarios, that set no limit."""
 
 from __future__ import annotations
 
@@ -91,11 +91,11 @@ def summarised(found: Sequence[Found]) -> tuple[dict[str, Any], Any]:
         }
     low, high = (float(bound) for bound in binomial_interval(int(right), int(total)))
     note = (
-        f"{int(total)} runs of {len(tuned)} scenarios on seeds that no limit was set on: {right / total:.1%} right "
+        f"{int(total)} runs of {len(tuned)} scenarios that set limits, on other seeds: {right / total:.1%} right "
         f"(95 % interval {low:.1%} to {high:.1%})"
     )
     if held:
-        note += f"; {int(total_held)} runs of {len(held)} held-out scenarios: {right_held / total_held:.1%} right"
+        note += f"; {int(total_held)} runs of {len(held)} later scenarios: {right_held / total_held:.1%} right"
     note += f". Healthy runs: {len(healthy)}."
     return numbers, _figure(found, note)
 
@@ -153,7 +153,10 @@ def _counts(found: Sequence[Found]) -> tuple[float, float, float]:
 
 
 def _remedied(found: Sequence[Found]) -> list[bool]:
-    """Per run with its cause named and a rise of the full loss: whether a remedy was verified by replay."""
+    """Per run with its cause named and a rise of the full loss: whether a remedy was verified by replay.
+
+    A cause that every replay refutes is "unknown", and such runs do not count here: they do as not right.
+    """
     return [
         any(remedy.verified for remedy in explanation.remedies)
         for one in found

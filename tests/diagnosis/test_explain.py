@@ -2,13 +2,20 @@
 
 import json
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 
 import lossland as ll
+from lossland.diagnosis import replays
+from lossland.diagnosis.explain import _from_the_start, _one_run
+from lossland.diagnosis.observation import Observation, largest_rise
 from lossland.problems.reported import linear_regression
 from lossland.problems.synthetic import quadratic, uv_model
+from lossland.sweeps.forks import state_probe
+from lossland.sweeps.probes import as_probes
 
 
 @pytest.fixture(scope="module")
@@ -100,6 +107,30 @@ class TestErrors:
         with pytest.raises(ValueError, match=r"dataset that ll\.run returns"):
             ll.explain([1.0, 2.0])  # pyright: ignore[reportArgumentType]
 
+    @pytest.mark.parametrize(
+        ("optimizer", "words"),
+        [
+            (ll.Optimizer(optax.sgd, momentum=0.9), r"Optimizer\(sgd\), got Optimizer\(sgd, momentum=0\.9\)"),
+            (optax.adam, r"got Optimizer\(adam\)"),
+            (ll.Optimizer(optax.sgd, learning_rate=0.006), r"expected learning_rate = 0\.0075.*got 0\.006"),
+        ],
+    )
+    def test_another_optimizer_is_refused(self, diverged, optimizer, words):
+        problem, runs = diverged
+        with pytest.raises(ValueError, match=words):
+            ll.explain(runs.sel(learning_rate=0.0075, seed=0), problem, optimizer)
+
+    def test_what_was_swept_may_be_given_again(self, diverged):
+        problem, runs = diverged
+        run = runs.sel(learning_rate=0.0075, seed=0)
+        assert replays.checked(run, problem, ll.Optimizer(optax.sgd, learning_rate=0.0075)).arguments == {}
+
+    def test_a_run_that_was_not_computed_is_refused(self, diverged):
+        _, runs = diverged
+        run = runs.sel(learning_rate=0.006, seed=0)
+        with pytest.raises(ValueError, match=r"status not_run.*computes what is missing"):
+            ll.explain(run.assign(status=run["status"] * 0))
+
 
 @pytest.mark.slow
 class TestOtherCauses:
@@ -116,3 +147,49 @@ class TestOtherCauses:
         found = ll.explain(runs, problem, optimizer)
         assert found.cause is ll.Cause.momentum_overshoot
         assert found.remedies[0].verified
+
+
+class TestReplays:
+    def test_saved_states_are_read_where_they_were_recorded(self):
+        probes = [*as_probes(["loss"]), state_probe()]
+        runs = ll.run(
+            quadratic((1.0, 2.0)), optax.sgd, ll.Sweep({"learning_rate": [0.5]}, 1, 20, 1), probes, progress=False
+        )
+        case = replays.retrained(_one_run(runs), quadratic((1.0, 2.0)), optax.sgd)
+        assert case.same_bits
+        np.testing.assert_allclose(case.thresholds(np.array([0, 7])), 2 / 0.5)
+
+    def test_a_warm_up_from_rate_0_has_thresholds(self, monkeypatch):
+        warm_up = ll.Schedule(optax.linear_schedule, init_value=0.0, transition_steps=10)
+        optimizer = ll.Optimizer(optax.sgd, learning_rate=warm_up)
+        runs = ll.run(quadratic((1.0, 2.0)), optimizer, ll.Sweep({"end_value": [0.5]}, 1, 20, 9), progress=False)
+        monkeypatch.setattr(replays, "LARGEST_RECORD", 250)  # a third of the states, which 9 is a multiple of
+        case = replays.retrained(_one_run(runs), quadratic((1.0, 2.0)), optimizer)
+        assert case.runs["step"].values.tolist() == [0, 3, 6, 9, 12, 15, 18, 20]
+        assert case.difference < 1e-5
+        np.testing.assert_allclose(case.thresholds(np.array([0, 5, 10])), [np.inf, 8, 4], rtol=1e-6)
+
+    def test_a_rise_beyond_the_replay_is_compared_with_nothing(self):
+        step = np.arange(1000)
+        loss = np.exp(-step / 100)
+        loss[700:710] *= 4
+        one = Observation(step, loss, *largest_rise(step, loss))
+        assert "beyond" in str(_from_the_start(one, {"unchanged": np.log(4)}, 512))
+        assert _from_the_start(one, {"unchanged": np.log(4)}, 720) == pytest.approx(np.log(4), rel=0.1)
+        quiet = {"unchanged": np.log(4), "full_batch": 0.0}
+        assert "full data" in str(_from_the_start(one, quiet, 720))
+
+
+def test_a_run_that_begins_without_a_loss_is_told_from_its_data():
+    x = np.ones((6, 2), np.float32) * np.arange(6, dtype=np.float32)[:, None]
+
+    def loss(params, batch):
+        return jnp.mean(jnp.log(-((batch[0] @ params - batch[1]) ** 2)))
+
+    problem = ll.Problem(lambda key: jax.random.normal(key, (2,)), loss, (x, x[:, 0]), name="without_a_loss")
+    runs = ll.run(problem, optax.sgd, ll.Sweep({"learning_rate": [0.1]}, 1, 10, 5), progress=False)
+    found = ll.explain(runs, problem, optax.sgd)
+    assert found.cause is ll.Cause.unknown
+    assert any("columns equal another" in finding for finding in found.findings)
+    assert any("no state before" in text for text in found.untested)
+    assert "not finite at step 0" in str(found)

@@ -2,11 +2,13 @@
 
 import numpy as np
 import pytest
+import xarray as xr
 
 from lossland.diagnosis.causes import Cause
+from lossland.diagnosis.explanation import remedies_of
 from lossland.diagnosis.hygiene import check_labels
 from lossland.diagnosis.mechanisms import decide
-from lossland.diagnosis.observation import Observation, largest_rise
+from lossland.diagnosis.observation import Observation, largest_rise, observe
 
 STEPS = np.arange(200)
 
@@ -115,14 +117,39 @@ class TestDecisions:
 
     def test_wrong_gradients_and_labels_come_first(self):
         labels = check_labels(np.full((4, 2), 1.0))
-        assert decide(with_ratio(bumped(), 1.2, labels=labels)).cause is Cause.invalid_labels
-        assert decide(with_ratio(bumped(), 1.2, labels=labels, wrong_leaves=("b",))).cause is Cause.wrong_gradient
+        seen = with_ratio(bumped(), 1.2, labels=labels)
+        assert decide(seen).cause is Cause.edge_of_stability  # only a replay tells labels from other targets
+        seen = seen.changed(arms={"unchanged": np.log(4), "valid_labels": 0.0})
+        assert decide(seen).cause is Cause.invalid_labels
+        assert decide(seen.changed(wrong_leaves=("b",))).cause is Cause.wrong_gradient
+        assert decide(seen.changed(wrong_leaves=("b",))).confidence <= 0.5
+        proved = seen.changed(wrong_leaves=("b",), arms=seen.arms | {"right_gradient": 0.0})
+        assert decide(proved).confidence >= 0.95
 
     def test_infinity_from_a_small_loss_is_arithmetic_and_from_a_large_one_growth(self):
         sudden = np.append(np.exp(-np.arange(50) / 20), np.inf)
         assert decide(observation(sudden, overflow=50)).cause is Cause.floating_point
         grown = np.append(10.0 ** np.arange(38), np.inf)
         assert decide(observation(grown, overflow=38)).cause is Cause.learning_rate_above_threshold
+
+    def test_between_records_growth_looks_like_arithmetic(self):
+        coarse = observation(np.array([1.0, 0.9, np.inf]), overflow=17, resolution=10)
+        assert decide(coarse).cause is Cause.floating_point
+        assert decide(coarse.changed(peak_loss=1e30)).cause is Cause.learning_rate_above_threshold
+        assert decide(coarse.changed(batch_size=4)).cause is Cause.learning_rate_above_threshold
+        above = coarse.changed(ratio_step=np.array([0.0]), ratio=np.array([1.2]))
+        assert decide(above).cause is not Cause.floating_point
+
+    def test_divergence_without_curvature_is_no_noise(self):
+        grown = observation(1.1**STEPS, batch_size=4)
+        assert decide(grown).cause is Cause.learning_rate_above_threshold
+        assert decide(observation(bumped(), has_random_layers=True)).confidence <= 0.5
+
+    def test_a_loss_that_is_not_finite_at_the_first_step_did_not_rise(self):
+        records = {"loss": ("step", [np.nan, np.nan]), "batch_loss": ("step", [np.inf, np.inf])}
+        seen = observe(xr.Dataset(records | {"first_bad_step": 0}, {"step": [0, 5]}))
+        assert seen.recorded_rise is None
+        assert decide(seen).cause is Cause.unknown
 
 
 class TestProof:
@@ -149,3 +176,11 @@ class TestProof:
         arms = {"unchanged": np.log(4), "full_batch": np.log(4), "learning_rate_below": 0.0}
         seen = with_ratio(bumped(), 1.05, batch_size=2, noise_ratio=5.0, arms=arms)
         assert decide(seen).cause is Cause.edge_of_stability
+
+
+def test_a_remedy_says_what_was_replayed_only_where_something_was():
+    seen = with_ratio(bumped(), 0.6, batch_size=2)
+    (remedy,) = remedies_of(seen, ("full_batch",), {})
+    assert "replayed" not in remedy.change
+    (remedy,) = remedies_of(seen.changed(arms={"unchanged": 1.0, "full_batch": 0.0}), ("full_batch",), {})
+    assert "replayed on the full data" in remedy.change
