@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
 from lossland.figures import style
+from lossland.figures.adam import BAND
 from lossland.figures.labels import head, settle
 
 NAMES = {
@@ -22,8 +23,6 @@ NAMES = {
     "transformer_batch_16": "transformer,\nbatch 16",
 }
 BLUE, RUST, PLUM = style.CURVE_COLORS[0], style.CURVE_COLORS[1], style.CURVE_COLORS[2]
-BAND = (0.85, 1.25)
-"""Measured over predicted lag that counts as predicted."""
 
 
 def networks_figure(runs: Mapping[str, xr.Dataset], lags: Mapping[str, xr.Dataset]) -> Figure:

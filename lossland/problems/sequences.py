@@ -21,8 +21,6 @@ KINDS = ("sine", "square", "sawtooth", "noise")
 """Types of sequences, in the order of their labels."""
 CYCLES = (2.0, 8.0)
 """Fewest and most cycles of a wave in a sequence."""
-UNROLL = 1
-"""Time steps per turn of the loop: its overhead is what a small network costs on a CPU."""
 
 LabelGradient = Literal["autodiff", "fused"]
 Excess = Literal["next", "every"]
@@ -210,7 +208,7 @@ def _states(params: Params, drive: jax.Array) -> jax.Array:
     def step(h: jax.Array, x: jax.Array) -> tuple[jax.Array, None]:
         return jnp.tanh(x + h @ recurrent), None
 
-    return lax.scan(step, jnp.zeros_like(drive[0]), drive, unroll=UNROLL)[0]
+    return lax.scan(step, jnp.zeros_like(drive[0]), drive)[0]
 
 
 def _read_out(params: Params, state: jax.Array) -> jax.Array:

@@ -18,9 +18,10 @@ from lossland.figures.networks import networks_figure
 from lossland.optimizers import Optimizer
 from lossland.problems.datasets import digit_rows, digits
 from lossland.problems.problem import Problem
+from lossland.reproductions.adam_spikes import with_lags
 from lossland.stability.intervals import mean_interval
 from lossland.stability.interventions import adam_arms, intervene
-from lossland.stability.spikes import predicted_lag, propagated_lag, relative_preconditioned_sharpness, spikes
+from lossland.stability.spikes import relative_preconditioned_sharpness, spikes
 from lossland.sweeps.adaptive_probes import preconditioned_mode
 from lossland.sweeps.execution import run
 from lossland.sweeps.forks import state_probe
@@ -29,6 +30,8 @@ from lossland.sweeps.sweep import Sweep
 B1, B2 = 0.9, 0.999
 PROBES = ("loss", preconditioned_mode(tol=1e-3))
 ARMS = ("unchanged", "second_moment_frozen", "learning_rate_x_0.9")
+AFTER = 100
+"""Spikes before this step are on the first descent."""
 BEFORE = 60
 """Steps before a spike at which its run is forked."""
 HORIZON = 300
@@ -77,7 +80,7 @@ def measure(folder: Path, fast: bool, table: dict[str, Any]) -> tuple[dict[str, 
         problem = setting.problem()
         keep_states = name == "mlp" and not fast
         runs = _train(problem, setting, keep_states)
-        found = _lags(runs, setting.learning_rate)
+        found = with_lags(spikes(runs, after=AFTER), B1, B2, setting.learning_rate)
         numbers |= {f"{name}_{key}": value for key, value in _edge_numbers(runs).items()}
         numbers[f"{name}_parameters"] = float(sum(leaf.size for leaf in jax.tree.leaves(problem.param_shapes)))
         if setting.batch_size is None:
@@ -101,13 +104,6 @@ def _train(problem: Problem, setting: Setting, keep_states: bool) -> xr.Dataset:
 
 def _adam(setting: Setting) -> Optimizer:
     return Optimizer(optax.adam, learning_rate=setting.learning_rate, b1=B1, b2=B2)
-
-
-def _lags(runs: xr.Dataset, learning_rate: float) -> xr.Dataset:
-    found = spikes(runs, after=100)
-    return found.assign(
-        predicted_lag=predicted_lag(found, B1, B2), propagated_lag=propagated_lag(found, B1, B2, learning_rate)
-    )
 
 
 def _edge_numbers(runs: xr.Dataset) -> dict[str, Any]:

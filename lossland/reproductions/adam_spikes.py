@@ -88,10 +88,14 @@ def _train(problem: Problem, b1s: list[float], seeds: range, num_steps: int) -> 
 
 
 def _lags(runs: xr.Dataset) -> xr.Dataset:
-    """Spikes with a rising ratio before them, measured and predicted lags beside each other."""
     found = spikes(runs)
-    b1 = found["b1"].values
-    return found.assign(predicted_lag=predicted_lag(found, b1, B2), propagated_lag=propagated_lag(found, b1, B2, RATE))
+    return with_lags(found, found["b1"].values, B2, RATE)
+
+
+def with_lags(found: xr.Dataset, b1: Any, b2: Any, learning_rate: Any) -> xr.Dataset:
+    """Put the lags that the two laws predict beside the measured ones of spikes."""
+    propagated = propagated_lag(found, b1, b2, learning_rate)
+    return found.assign(predicted_lag=predicted_lag(found, b1, b2), propagated_lag=propagated)
 
 
 def _lag_numbers(found: xr.Dataset) -> dict[str, float]:

@@ -46,7 +46,9 @@ def measure(folder: Path, fast: bool, table: dict[str, Any]) -> tuple[dict[str, 
     predicted = predict_late_spikes(
         curve(), ADAM, axes, known, num_steps, after=after, visible=VISIBLE, out=folder / "states"
     )
-    scores = [late_training_scores(whole.isel(visible=place), predicted.isel(visible=place)) for place in range(3)]
+    scores = [
+        late_training_scores(whole.isel(visible=place), predicted.isel(visible=place)) for place in range(len(VISIBLE))
+    ]
     numbers = _numbers(whole, predicted, scores, fast)
     one, expected = whole.isel(visible=0), predicted.isel(visible=0)
     figures.save_numbers(one.drop_dims("seed").assign(scores[0][["right_side", "time_ratio"]]), folder / "map")
@@ -79,7 +81,11 @@ def _numbers(whole: xr.Dataset, predicted: xr.Dataset, scores: list[xr.Dataset],
     if fast:
         return numbers
     small = whole.isel(eps=0)
-    beyond = small["probability"].isel(b2=1 - small["b2"] > spike_boundary(0.9)).sel(learning_rate=slice(3e-3, None))
+    beyond = (
+        small["probability"]
+        .isel(b2=1 - small["b2"] > spike_boundary(ADAM.arguments["b1"]))
+        .sel(learning_rate=slice(3e-3, None))
+    )
     usual = small["final_loss"].sel(learning_rate=1e-2, method="nearest")
     slow, fast_memory = (float(usual.sel(b2=b2, method="nearest")) for b2 in (0.999, 0.9))
     return numbers | {

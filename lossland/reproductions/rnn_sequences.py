@@ -159,7 +159,7 @@ def measure(
     expected = {
         "boundary_within_1_2": numbers["boundary_within_1_4"] / 2,
         "before_drop_gradient_clipped": numbers["before_drop_unchanged"],
-        "labels_autodiff_lowest_loss": float(SUM * np.log(SUM) - (SUM - 1) * np.log(SUM - 1)),
+        "labels_autodiff_lowest_loss": label_floor(SUM),
     }
     (folder / "numbers.json").write_text(strict_json.dumps(numbers) + "\n", encoding="utf-8")
     return {name: (numbers[name], expected[name]) if name in expected else numbers[name] for name in table}, paths
@@ -189,6 +189,11 @@ def _example(runs: xr.Dataset, records: xr.Dataset, again: np.ndarray) -> tuple[
     return runs.sel(learning_rate=float(close["learning_rate"]), seed=int(close["seed"])), close
 
 
+def label_floor(total: float) -> float:
+    """Smallest loss of rows (1, total - 1, 0, 0): -sum p ln(p / total), 0 for one-hot rows."""
+    return float(total * np.log(total) - (total - 1) * np.log(total - 1)) if total > 1 else 0.0
+
+
 def _labels(size: Size) -> tuple[xr.Dataset, xr.Dataset]:
     """Valid and invalid labels at the lowest rate of the map: (shape over (labels, seed), the loss taken above its
     floor, -sum p ln(p / s); drift over (setting, step))."""
@@ -201,7 +206,7 @@ def _labels(size: Size) -> tuple[xr.Dataset, xr.Dataset]:
         optimizer = ADAM.with_arguments(learning_rate=rate)
         runs = run(problem, optimizer, sweep, ["loss", accuracy(), label_drift], progress=False).isel(label_sum=0)
         tail = slice(-max(1, runs.sizes["step"] // 10), None)
-        floor = total * np.log(total) - (total - 1) * np.log(total - 1) if total > 1 else 0.0
+        floor = label_floor(total)
         name = gradient if total > 1 else "valid"
         parts[name] = reported_shape(runs.assign(loss=runs["loss"] - floor)).assign(
             lowest_loss=runs["loss"].min("step"),

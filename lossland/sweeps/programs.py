@@ -25,7 +25,7 @@ from lossland.sweeps.plan import Device
 from lossland.sweeps.probes import Probe
 from lossland.sweeps.single_run import is_noisy
 from lossland.sweeps.sweep import Group
-from lossland.sweeps.training import starting_points, summarise, tile_program
+from lossland.sweeps.training import starting_points, summarise, tile_program, zeros
 
 if TYPE_CHECKING:
     from lossland.sweeps.job import Job
@@ -151,17 +151,18 @@ class GroupProgram:
                 progress, records = jax.eval_shape(self.begin, np.int32(0), for_training, seeds, start, self.data)
                 self._refuse_deadlock(for_training, seeds, progress, records)
             zero, data = np.int32(0), self.data_on(device)
+            on_host = functools.partial(zeros, arrays=np)
 
             def first() -> None:
                 self._start(for_problem, seeds, device)
 
             def second() -> None:
                 with numerics(self.dtype), jax.default_device(device):
-                    self.begin(zero, for_training, seeds, jax.tree.map(_zeros, start), data)
+                    self.begin(zero, for_training, seeds, jax.tree.map(on_host, start), data)
 
             def third() -> None:
                 with numerics(self.dtype), jax.default_device(device):
-                    tile = jax.device_put(jax.tree.map(_zeros, (progress, records)), device)
+                    tile = jax.device_put(jax.tree.map(on_host, (progress, records)), device)
                     self.advance(zero, zero, zero, zero, for_training, seeds, *tile, data)
 
             with ThreadPoolExecutor(3) as pool:
@@ -291,12 +292,6 @@ def segment_length(steps: int) -> int:
 
 def _is_key(leaf: Any) -> bool:
     return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-
-
-def _zeros(shape: Any) -> Any:
-    if _is_key(shape):
-        return jax.random.wrap_key_data(jnp.zeros((*shape.shape, 2), jnp.uint32))
-    return np.zeros(shape.shape, shape.dtype)
 
 
 def _arrays(tile: Any) -> dict[str, np.ndarray]:

@@ -173,11 +173,11 @@ def tile_program(
     return TileProgram(begin, advance)
 
 
-def zeros(like: Any, before: tuple[int, ...] = ()) -> jax.Array:
-    """Zeros, or keys of zeros, of a shape behind the axes `before`."""
+def zeros(like: Any, before: tuple[int, ...] = (), arrays: Any = jnp) -> Any:
+    """Zeros, or keys of zeros, of a shape behind the axes `before`; `arrays` is the module that makes them."""
     if jnp.issubdtype(like.dtype, jax.dtypes.prng_key):
         return jax.random.wrap_key_data(jnp.zeros((*before, *like.shape, 2), jnp.uint32))
-    return jnp.zeros((*before, *like.shape), like.dtype)
+    return arrays.zeros((*before, *like.shape), like.dtype)
 
 
 def summarise(progress: Progress, num_steps: int, freeze: bool) -> dict[str, np.ndarray]:
