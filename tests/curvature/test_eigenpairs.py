@@ -123,8 +123,9 @@ def test_no_ghosts_at_any_depth(num_vectors):
             check(solver("top", 10, num_vectors=num_vectors)(jnp.asarray(matrix)), matrix, "top", "float64")
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("k", range(1, 11))
+@pytest.mark.parametrize(
+    "k", [pytest.param(k, marks=pytest.mark.slow if k in (1, 2, 5, 10) else pytest.mark.long) for k in range(1, 11)]
+)
 def test_no_ghosts_for_any_number_of_pairs(k):
     for dtype in TOLERANCE:
         with jax.enable_x64(dtype == "float64"):

@@ -115,8 +115,11 @@ class TestPrecision:
         np.testing.assert_allclose(runs["sharpness"].isel(step=0), single["sharpness"].isel(step=0), rtol=0.05)
         assert (runs["loss"].isel(step=-1) < 0.8 * runs["loss"].isel(step=0)).all()
 
-    @pytest.mark.slow
-    @pytest.mark.parametrize("name", ["momentum", "rmsprop", "adam"])
+    @pytest.mark.parametrize(
+        "name",
+        [pytest.param(name, marks=pytest.mark.long) for name in ("momentum", "rmsprop")]
+        + [pytest.param("adam", marks=pytest.mark.slow)],
+    )
     def test_bfloat16_with_arguments_on_axes(self, name):
         factory, arguments = OPTIMIZERS[name]
         sweep = ll.Sweep({key: [value] for key, value in arguments.items()}, 2, 10, 5, "bfloat16", batch_size=8)

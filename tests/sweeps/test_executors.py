@@ -295,8 +295,9 @@ print(jax.process_count(), len(jax.local_devices()), int((runs["status"] == ll.O
 
 
 class TestParts:
-    @pytest.mark.slow
-    @pytest.mark.parametrize("multi_controller", [False, True])
+    @pytest.mark.parametrize(
+        "multi_controller", [pytest.param(False, marks=pytest.mark.long), pytest.param(True, marks=pytest.mark.slow)]
+    )
     def test_two_processes_share_a_folder(self, tmp_path, multi_controller):
         with socket.socket() as free:
             free.bind(("localhost", 0))
