@@ -1,7 +1,7 @@
 """What is trained: synthetic landscapes, bundled data, reported cases, and `Problem` to bring one's own.
 
-Modules are loaded when they are first used: `lossland.problems.reported.numpy_mlp()`. Importing this package imports
-neither jax nor flax, so that the command line can list the problems at once.
+Every builder is at hand by its name, `lossland.problems.numpy_mlp()`; its module is loaded at the first use. Importing
+this package imports neither jax nor flax, so that the command line can list the problems at once.
 """
 
 from __future__ import annotations
@@ -22,9 +22,22 @@ if TYPE_CHECKING:
         synthetic,
         trainability,
     )
+    from lossland.problems.datasets import breast_cancer, digit_rows, digits
     from lossland.problems.label_noise import with_label_noise
+    from lossland.problems.networks import mlp_classification, mlp_regression
     from lossland.problems.problem import Problem
+    from lossland.problems.reported import linear_regression, numpy_mlp
     from lossland.problems.sequences import rnn_sequences
+    from lossland.problems.synthetic import (
+        blobs,
+        chebyshev,
+        deep_linear,
+        moons,
+        quadratic,
+        random_features,
+        spirals,
+        uv_model,
+    )
 
 _MODULES = (
     "datasets",
@@ -37,9 +50,6 @@ _MODULES = (
     "synthetic",
     "trainability",
 )
-_FUNCTIONS = {"Problem": "problem", "rnn_sequences": "sequences", "with_label_noise": "label_noise"}
-"""Names at home in a submodule: name -> the submodule."""
-
 NAMES: dict[str, tuple[str, str]] = {
     "linear_regression": (
         "lossland.problems.reported:linear_regression",
@@ -76,20 +86,43 @@ NAMES: dict[str, tuple[str, str]] = {
 }
 """Problems that have a name on the command line: name -> ("module:function", one line about it)."""
 
+_HOMES = {name: home.partition(":")[0] for name, (home, _) in NAMES.items()} | {
+    "Problem": "lossland.problems.problem",
+    "mlp_classification": "lossland.problems.networks",
+    "mlp_regression": "lossland.problems.networks",
+    "with_label_noise": "lossland.problems.label_noise",
+}
+"""Names at home in a submodule: name -> the submodule."""
+
 __all__ = [
     "NAMES",
     "Problem",
+    "blobs",
+    "breast_cancer",
+    "chebyshev",
     "datasets",
+    "deep_linear",
+    "digit_rows",
+    "digits",
     "flax_modules",
     "label_noise",
+    "linear_regression",
+    "mlp_classification",
+    "mlp_regression",
+    "moons",
     "named",
     "networks",
+    "numpy_mlp",
     "problem",
+    "quadratic",
+    "random_features",
     "reported",
     "rnn_sequences",
     "sequences",
+    "spirals",
     "synthetic",
     "trainability",
+    "uv_model",
     "with_label_noise",
 ]
 
@@ -115,8 +148,8 @@ def __getattr__(name: str) -> Any:
     """Load a submodule, or a function of one, at its first use (PEP 562)."""
     if name in _MODULES:
         return importlib.import_module(f"{__name__}.{name}")
-    if name in _FUNCTIONS:
-        return getattr(importlib.import_module(f"{__name__}.{_FUNCTIONS[name]}"), name)
+    if name in _HOMES:
+        return getattr(importlib.import_module(_HOMES[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}; it has {', '.join(__all__)}")
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import lossland as ll
+from lossland import problems
 from lossland.problems import NAMES, named
 from tests.problems.quick import quick, starts_of
 
@@ -77,3 +78,10 @@ def test_modules_are_there_at_first_use():
         assert getattr(ll.problems, module).__name__ == f"lossland.problems.{module}"
     with pytest.raises(AttributeError, match=r"no attribute 'mnist'; it has NAMES"):
         _ = ll.problems.mnist
+
+
+def test_every_builder_is_an_attribute_and_unknown_ones_are_listed():
+    assert set(NAMES) <= set(problems.__all__) <= set(dir(problems))
+    assert problems.quadratic((1.0, 2.0)).fingerprint() == named("quadratic", eigenvalues=(1.0, 2.0)).fingerprint()
+    with pytest.raises(AttributeError, match=r"'quadratics'; it has .*quadratic"):
+        problems.quadratics  # noqa: B018
