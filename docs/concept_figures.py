@@ -1,7 +1,11 @@
-"""Draw the figures of the concept pages from runs of the library: `python docs/concept_figures.py` (two minutes)."""
+"""Draw the figures of the concept pages from runs of the library: `python docs/concept_figures.py` (two minutes).
+
+With names, such as `catapult`, only these.
+"""
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +23,8 @@ IMAGES = Path(__file__).parent / "images"
 COLORS = ("#27346B", "#EFA21A", "#8C2F39")
 SIZE = (6.4, 2.5)
 DOTS = 200
+LAST = 9000
+"""Steps of Adam, of which the last rounds are drawn: the first come after a long wait."""
 
 
 def threshold() -> Figure:
@@ -36,7 +42,7 @@ def threshold() -> Figure:
         ax.plot(x, x**2, color=style.GREY, linewidth=0.9)
         ax.plot(place, place**2, "o-", color=color, markersize=3, linewidth=0.8)
         ax.plot(place[0], 1, "o", color=color, markersize=5, markerfacecolor="white")
-        ax.set_title(f"{name} the threshold: learning rate × sharpness = {rate:g}", fontsize=style.SMALL)
+        ax.set_title(f"{name} the threshold:\nlearning rate × sharpness = {rate:g}")
         ax.set(xlabel="distance from the minimum", xlim=(-1.9, 1.9), ylim=(-0.1, 3.5))
     axes[0].set_ylabel("loss / loss at the start")
     return figure
@@ -64,7 +70,7 @@ def catapult() -> Figure:
     problem = ll.problems.synthetic.uv_model(width=256)
     first = ll.run(problem, optax.sgd, ll.Sweep({"learning_rate": [0.1]}, [0], 1, 1), ["sharpness"], progress=False)
     start = float(first["sharpness"].values.ravel()[0])
-    products = np.array([1.0, 3.0, 4.3])
+    products = np.array([0.5, 3.0, 4.3])
     sweep = ll.Sweep({"learning_rate": products / start}, seeds=[0], num_steps=40, every=1)
     runs = ll.run(problem, optax.sgd, sweep, ["loss", "sharpness"], progress=False).isel(seed=0)
     figure, axes = panels(2)
@@ -74,11 +80,12 @@ def catapult() -> Figure:
         run = runs.isel(learning_rate=index)
         rate = float(run["learning_rate"])
         options: dict[str, Any] = {"color": color, "marker": mark, "markersize": 2.5, "linewidth": 0.9, "markevery": 3}
-        label = f"learning rate × sharpness at the start = {product:g}"
+        label = f"{product:g}"
         axes[0].plot(run["step"], run["loss"], label=label, **options)
         axes[1].plot(run["step"], rate * run["sharpness"], **options)
     axes[0].set(xlabel="step", ylabel="training loss", yscale="log", ylim=(1e-9, 1e6))
-    axes[0].legend(fontsize=style.SMALL, frameon=False, loc="lower left")
+    axes[0].legend(title="learning rate × sharpness\nat the start", frameon=False, loc="upper right",
+                   fontsize=style.TEXT, title_fontsize=style.TEXT)  # fmt: skip
     axes[1].set(xlabel="step", ylabel="learning rate × sharpness", ylim=(0, 6))
     axes[1].annotate("threshold: 2", (40, 2), (0, 3), textcoords="offset points", ha="right", fontsize=style.SMALL,
                      color=style.GREY)  # fmt: skip
@@ -87,23 +94,23 @@ def catapult() -> Figure:
 
 def second_moment_lag() -> Figure:
     """Adam on one parameter: two rounds of crossing, lag and spike."""
-    path = simulate(optax.adam, 3000, learning_rate=1e-3, b1=0.9, b2=0.999, eps=0.0, start=0.03)
+    path = simulate(optax.adam, LAST, learning_rate=1e-3, b1=0.9, b2=0.999, eps=0.0, start=1e-4)
     kappa = path.kappa[0] / float(ll.adaptive.critical_ratio(0.9))
     loss = path.x[0] ** 2 / 2
-    window = slice(1500, 3000)
-    step = np.arange(3000)[window]
+    window = slice(LAST - 1300, LAST)
+    step = np.arange(LAST)[window]
     crossings = np.flatnonzero((kappa[1:] >= 1) & (kappa[:-1] < 1)) + 1
-    crossings = [c for c in crossings if 1500 <= c < 3000]
+    crossings = [c for c in crossings if c >= LAST - 1300]
     figure, axes = panels(2)
     axes[0].axhline(1, color=style.GREY, linewidth=0.8, linestyle="--")
     axes[0].plot(step, kappa[window], color=COLORS[0], linewidth=0.9)
-    axes[0].set(xlabel="step", ylabel="κ / κ*", ylim=(0, None))
-    axes[1].plot(step, np.maximum(loss[window], 1e-40), color=COLORS[0], linewidth=0.9)
+    axes[0].set(xlabel="step", ylabel="κ / κ*", ylim=(0.75, 1.1))
+    axes[1].plot(step, loss[window], color=COLORS[0], linewidth=0.9)
     axes[1].set(xlabel="step", ylabel="loss", yscale="log")
     for ax in axes:
         for number, crossing in enumerate(crossings):
             ax.axvline(crossing, color=COLORS[1], linewidth=0.8, label="" if number else "crossing of the threshold")
-    axes[1].legend(fontsize=style.SMALL, frameon=False, loc="lower right")
+    axes[1].legend(fontsize=style.TEXT, frameon=False, loc="lower right", bbox_to_anchor=(1, 1), borderaxespad=0)
     return figure
 
 
@@ -118,7 +125,8 @@ def panels(count: int, **options: Any) -> tuple[Figure, Any]:
 
 def main() -> None:
     with style.house_style(), matplotlib.rc_context({"font.size": style.TEXT}):
-        for draw in (threshold, edge_of_stability, catapult, second_moment_lag):
+        figures = (threshold, edge_of_stability, catapult, second_moment_lag)
+        for draw in [draw for draw in figures if draw.__name__ in sys.argv] or figures:
             draw().savefig(IMAGES / f"{draw.__name__}.png", dpi=DOTS, metadata={"Software": None})
 
 

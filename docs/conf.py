@@ -27,6 +27,7 @@ myst_enable_extensions = ["dollarmath", "deflist", "colon_fence", "attrs_inline"
 myst_heading_anchors = 3
 html_math_renderer = "static"
 
+pygments_dark_style = "github-dark"
 html_theme = "furo"
 html_static_path = ["_static"]
 html_css_files = ["lossland.css"]
