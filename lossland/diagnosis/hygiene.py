@@ -199,7 +199,7 @@ def check_shapes(predictions: Any, targets: Any) -> Check:
         predictions, targets: arrays, or anything with a `shape`.
 
     Returns:
-        `Check` with the kind "broadcast" or "incompatible".
+        `Check` with the kind "broadcast" or "incompatible". Nothing is raised: shapes that do not match are a finding.
     """
     left, right = (tuple(np.shape(one)) for one in (predictions, targets))
     if left == right or not left or not right:

@@ -103,6 +103,8 @@ def batch_sharpness_probe(
 
     Records `batch_sharpness_ratio_of_means`, `batch_sharpness_mean_of_ratios` and their `_error`, the standard errors
     over batches. Units: loss / parameter^2.
+
+    Raises ValueError, when the sweep is traced, as `batch_sharpness`.
     """
 
     def measure(problem: Problem, optimizer: Any, state: State) -> dict[str, jax.Array]:

@@ -143,6 +143,8 @@ def multiplier_probe(
     """Build the probe of an outermost multiplier of the update map along training, see `local_multiplier`.
 
     Records `{target}_multiplier_real`, `_imag`, `_error_bound`, `_converged`. Units: 1 (a factor per step).
+
+    Raises ValueError, when the sweep is traced, as `local_multiplier`.
     """
 
     def measure(problem: Problem, optimizer: Any, state: State) -> dict[str, jax.Array]:
