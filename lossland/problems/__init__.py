@@ -15,6 +15,7 @@ if TYPE_CHECKING:
         datasets,
         flax_modules,
         label_noise,
+        motor_currents,
         networks,
         problem,
         reported,
@@ -23,13 +24,16 @@ if TYPE_CHECKING:
         trainability,
     )
     from lossland.problems.label_noise import with_label_noise
+    from lossland.problems.motor_currents import keras_lstm
     from lossland.problems.problem import Problem
+    from lossland.problems.reported import course_mlp
     from lossland.problems.sequences import rnn_sequences
 
 _MODULES = (
     "datasets",
     "flax_modules",
     "label_noise",
+    "motor_currents",
     "networks",
     "problem",
     "reported",
@@ -37,7 +41,13 @@ _MODULES = (
     "synthetic",
     "trainability",
 )
-_FUNCTIONS = {"Problem": "problem", "rnn_sequences": "sequences", "with_label_noise": "label_noise"}
+_FUNCTIONS = {
+    "Problem": "problem",
+    "course_mlp": "reported",
+    "keras_lstm": "motor_currents",
+    "rnn_sequences": "sequences",
+    "with_label_noise": "label_noise",
+}
 """Names at home in a submodule: name -> the submodule."""
 
 NAMES: dict[str, tuple[str, str]] = {
@@ -52,6 +62,14 @@ NAMES: dict[str, tuple[str, str]] = {
     "rnn_sequences": (
         "lossland.problems.sequences:rnn_sequences",
         "a recurrent classifier of four types of sequences: learns, then gets worse",
+    ),
+    "keras_lstm": (
+        "lossland.problems.motor_currents:keras_lstm",
+        "an LSTM on 98 current traces in batches of 32, the last one of two: its loss fluctuates",
+    ),
+    "course_mlp": (
+        "lossland.problems.reported:course_mlp",
+        "a relu network on six blobs, Adam at 0.01: the epoch loss sometimes rises",
     ),
     "digits": ("lossland.problems.datasets:digits", "scikit-learn's handwritten digits, 1797 x 64, ten classes"),
     "digit_rows": (
@@ -79,9 +97,12 @@ NAMES: dict[str, tuple[str, str]] = {
 __all__ = [
     "NAMES",
     "Problem",
+    "course_mlp",
     "datasets",
     "flax_modules",
+    "keras_lstm",
     "label_noise",
+    "motor_currents",
     "named",
     "networks",
     "problem",
