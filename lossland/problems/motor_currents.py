@@ -136,7 +136,7 @@ def keras_lstm(
 
     Reported: number, length and classes of the sequences, the cell, the loss. Stand-ins: generated traces
     (`draw_motor_currents`, or the two classes of `draw_cosines`), one layer; 32 hidden units, or 222 for the reported
-    200,000 parameters (199,356 here).
+    200,000 parameters (200,250 here).
 
     Args:
         hidden: units.

@@ -28,18 +28,14 @@ from lossland.problems.problem import Problem
 from lossland.stability.intervals import mean_interval
 from lossland.stability.minibatch import noise_factor
 from lossland.sweeps.batches import Batches
-from lossland.sweeps.execution import run
 from lossland.sweeps.forks import OPT_STATE, PARAMS, fork, restore, state_probe
 from lossland.sweeps.programs import numerics
-from lossland.sweeps.sweep import Sweep
 from lossland.thresholds import threshold
 
 STATE = state_probe()
 KINDS = ("record", "noise", "curvature")
 SHORT = "rate_x_0.01"
 """Arm with a hundredth of the learning rate."""
-SEEDS_AT_ONCE = 2
-"""Runs whose states are held together when they are trained again."""
 
 
 def epochs_of(runs: xr.Dataset, batches: Batches) -> xr.Dataset:
@@ -66,9 +62,7 @@ def epochs_of(runs: xr.Dataset, batches: Batches) -> xr.Dataset:
         inside = runs[name].isel(step=slice(0, count * length))
         values = inside.transpose(..., "step").values
         shaped = values.reshape(*values.shape[:-1], count, length)
-        return xr.DataArray(
-            shaped @ (sizes / sizes.sum()), dims=[*(d for d in inside.dims if d != "step"), "epoch"]
-        )
+        return xr.DataArray(shaped @ (sizes / sizes.sum()), dims=[*(d for d in inside.dims if d != "step"), "epoch"])
 
     ends = runs.isel(step=slice(length, count * length + 1, length)).rename(step="epoch").drop_vars("epoch")
     found = {
@@ -101,7 +95,7 @@ def rise_shares(curve: xr.DataArray, dim: str = "epoch") -> np.ndarray:
 
 
 def split_rises(
-    problem: Problem, optimizer: Optimizer, sweep: Sweep, epochs: xr.Dataset, most: int, curvature_of: int = 0
+    problem: Problem, optimizer: Optimizer, runs: xr.Dataset, batches: Batches, most: int, curvature_of: int = 0
 ) -> xr.Dataset:
     """Split the rises of the printed loss, seed by seed: `record`, `noise`, `curvature`, shares that sum to one.
 
@@ -109,8 +103,8 @@ def split_rises(
     number of steps with the full batch, and with a hundredth of the rate.
 
     Args:
-        problem, optimizer, sweep: what was trained: over seeds alone, in batches; bits come again.
-        epochs: `epochs_of` its runs.
+        problem, optimizer, batches: what was trained, how.
+        runs: over (seed, step), recorded before every step, with "loss", "batch_loss" and the states of `STATE`.
         most: rises per seed that are gone through, evenly spread over training; shares are scaled up from them.
         curvature_of: of so many of these states, sharpness over its threshold is measured.
 
@@ -119,11 +113,12 @@ def split_rises(
         `state_seed`, `state_epoch`, `kind`, `first_step_rise` and `short_step_rise` (whether the first full-batch step
         raised the loss, at the rate and at a hundredth of it) and `ratio` (NaN where it was not measured).
     """
-    batches = Batches(problem.num_examples, sweep.batch_size, sweep.sampling, sweep.last_batch)
-    length, sizes = batches.per_epoch, sizes_of(batches)
+    length, sizes, epochs = batches.per_epoch, sizes_of(batches), epochs_of(runs, batches)
     printed, full = (rises(epochs[name]).transpose("seed", "epoch").values for name in ("printed", "full"))
     chosen = [_spread(np.flatnonzero(p & f), most) for p, f in zip(printed, full, strict=True)]
-    states = states_at(problem, optimizer, sweep, [length * places for places in chosen])
+    owner = np.repeat(np.arange(len(chosen)), [len(places) for places in chosen])
+    epoch = np.concatenate([*chosen, np.zeros(0, int)]).astype(int)
+    states = states_of(runs, owner, length * epoch)
     count, both = printed.sum(1), (printed & full).sum(1)
     stays = np.zeros(0, bool)
     extra = {name: np.zeros(0) for name in ("first_step_rise", "short_step_rise", "ratio")}
@@ -138,7 +133,6 @@ def split_rises(
         extra["short_step_rise"] = again.values[1, :, 1] > again.values[1, :, 0]
         extra["ratio"] = _ratio(problem, optimizer, states, curvature_of)
     shares = np.full((3, len(count)), np.nan)
-    owner = np.repeat(np.arange(len(count)), [len(places) for places in chosen])
     for seed in np.flatnonzero(count):
         own = stays[owner == seed]
         true = both[seed] / count[seed]
@@ -149,7 +143,7 @@ def split_rises(
             "count": ("seed", count),
             **{name: ("seed", row) for name, row in zip(KINDS, shares, strict=True)},
             "state_seed": ("state", epochs["seed"].values[owner]),
-            "state_epoch": ("state", np.concatenate([*chosen, np.zeros(0, int)]) + 1),
+            "state_epoch": ("state", epoch + 1),
             "kind": ("state", np.where(stays, "curvature", "noise")),
             **{name: ("state", values) for name, values in extra.items()},
         },
@@ -180,36 +174,17 @@ def _ratio(problem: Problem, optimizer: Optimizer, states: xr.Dataset, most: int
     return ratio
 
 
-def states_at(problem: Problem, optimizer: Optimizer, sweep: Sweep, steps: Sequence[np.ndarray]) -> xr.Dataset:
-    """Train again, bit for bit, and keep the states before some steps of each seed: over "state", seed by seed.
-
-    Args:
-        sweep: over seeds alone.
-        steps: for each seed, steps that are multiples of an epoch.
-    """
-    length = Batches(problem.num_examples, sweep.batch_size, sweep.sampling, sweep.last_batch).per_epoch
-    parts = []
-    for start in range(0, len(sweep.seeds), SEEDS_AT_ONCE):
-        seeds = sweep.seeds[start : start + SEEDS_AT_ONCE]
-        again = Sweep(
-            {},
-            seeds.tolist(),
-            sweep.num_steps,
-            length,
-            lane_width=sweep.lane_width,
-            batch_size=sweep.batch_size,
-            sampling=sweep.sampling,
-            last_batch=sweep.last_batch,
-        )
-        runs = run(problem, optimizer, again, [STATE], progress=False)[[PARAMS, OPT_STATE]]
-        for row, wanted in enumerate(steps[start : start + SEEDS_AT_ONCE]):
-            one = runs.isel(seed=row).sel(step=wanted).rename(step="state").drop_vars(["seed", "state"])
-            parts.append(one.load())
-    whole: Any = xr.concat(parts, "state")
-    return whole
+def states_of(runs: xr.Dataset, seeds: Any, steps: Any) -> xr.Dataset:
+    """Take saved states, places along "seed" and steps, over the axis "state"."""
+    where: Any = {
+        name: xr.DataArray(np.asarray(places, int), dims="state") for name, places in (("seed", seeds), ("step", steps))
+    }
+    return runs[[PARAMS, OPT_STATE]].isel(where).drop_vars(["seed", "step"])
 
 
-def epoch_noise(problem: Problem, states: xr.Dataset, sizes: Sequence[int], num_draws: int, seed: int = 0) -> xr.Dataset:
+def epoch_noise(
+    problem: Problem, states: xr.Dataset, sizes: Sequence[int], num_draws: int, seed: int = 0
+) -> xr.Dataset:
     """Measure the variance of batch gradients and predict it: over (state, batch_size).
 
     Equation: predicted E |g_B - g|^2 = (n - B) / (B (n - 1)) x mean_i |g_i - g|^2, g_i the examples' gradients;
@@ -280,7 +255,10 @@ def mislabelled_steps(
             np.moveaxis(
                 np.asarray(
                     _steps_of(problem, optimizer, num_classes)(
-                        params, opt_state, np.stack([draws.permutation(n)[:size] for _ in range(num_draws)]), problem.data
+                        params,
+                        opt_state,
+                        np.stack([draws.permutation(n)[:size] for _ in range(num_draws)]),
+                        problem.data,
                     )
                 ),
                 -1,
