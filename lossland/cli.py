@@ -95,8 +95,8 @@ class Reproduce:
     all: bool = False
     """Reproduce all targets."""
     cases: bool = False
-    """Settle all claims of the five reported cases: verdict, number with interval, counterfactual. Cases whose claims lie in
-    the folder are read, the others run."""
+    """Settle all claims of the five reported cases: verdict, number with interval, counterfactual. Cases whose claims
+    lie in the folder are read, the others run."""
     json: bool = False
     """Print a JSON list of objects with keys name, expected, tolerance, measured, verdict, seconds."""
     fast: bool = False

@@ -1,4 +1,4 @@
-"""Figure of the course's classifier: an epoch loss with its trend, what its rises are made of, and the learning rate."""
+"""Figure of the course's classifier: an epoch loss with its trend, what its rises are made of, the learning rate."""
 
 from __future__ import annotations
 
@@ -33,8 +33,10 @@ def course_mlp_figure(
         head(
             figure,
             "Adam at 0.01: every other epoch rises, and the batches make nearly all of it",
-            "A relu network on six blobs, batches of 32. Left: the loss printed by one run, and its median over blocks. "
-            "Middle: rises that are not in the full-data loss (record), that vanish with the full batch from the same state "
+            "A relu network on six blobs, batches of 32. Left: the loss printed by one run, and its median over "
+            "blocks. "
+            "Middle: rises that are not in the full-data loss (record), that vanish with the full batch from the "
+            "same state "
             "(noise), that stay (curvature). Right: mean over seeds, bars: 95 % intervals.",
         )
         axes = figure.subplots(1, 3, width_ratios=(1.25, 0.9, 1))
@@ -89,8 +91,8 @@ def _rates(ax: Axes, by_rate: xr.DataArray) -> None:
         value, low, high = found.T
         error: Any = np.clip([value - np.maximum(low, 0), np.minimum(high, 100) - value], 0, None)
         ax.errorbar(
-            rates, value, error, color=color, marker=marker, linestyle=line, markersize=3, linewidth=0.9, elinewidth=0.7,
-            label=name,
+            rates, value, error, color=color, marker=marker, linestyle=line, markersize=3, linewidth=0.9,
+            elinewidth=0.7, label=name,
         )  # fmt: skip
     ax.axvline(0.01, color=style.GREY, linewidth=0.6, linestyle=(0, (3, 2)))
     ax.set(xscale="log", xlabel="learning rate", ylabel="epochs that rise (%)", ylim=(-2, 66))

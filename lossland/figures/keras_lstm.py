@@ -38,7 +38,8 @@ def keras_lstm_figure(
             figure,
             "An LSTM in batches of 32: the loss fluctuates because of the batches",
             "98 sequences of a motor's current, RMSprop at 0.001. Top right: rises of the printed loss that are not "
-            "there in the full-data loss (record), that vanish with the full batch from the same state (noise), and that "
+            "there in the full-data loss (record), that vanish with the full batch from the same state (noise), and "
+            "that "
             "stay (curvature). Bars: 95 % intervals over seeds. Bottom right: one step, change of the full-data loss.",
         )
         parts: Any = figure.subfigures(2, 1, height_ratios=(1, 1.05))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.resources
 import re
+import shutil
 import sys
 from collections import Counter
 from collections.abc import Sequence
@@ -16,6 +17,8 @@ from lossland.reproductions.claims import Claim, format_claims, load_claims
 
 CASES = ("linear_regression", "numpy_mlp", "keras_lstm", "rnn_sequences", "course_mlp")
 CLAIMS = "claims.json"
+FIGURES = {name: name for name in CASES} | {"numpy_mlp": "curves"}
+"""The figure of each story, by its name in the case's folder."""
 PLACE = re.compile(r"\{\{(\w+)(?:\.(\w)\.(\w+))?\}\}")
 """{{case}} stands for the table of a case in the stories, {{case.letter.field}} for a field of one claim."""
 
@@ -23,8 +26,8 @@ PLACE = re.compile(r"\{\{(\w+)(?:\.(\w)\.(\w+))?\}\}")
 def reproduce_cases(*, as_json: bool = False, fast: bool = False, out: Path | None = None) -> int:
     """Settle every claim of the five cases and print verdict, number with interval, and counterfactual; returns 0.
 
-    Cases whose claims lie in the folder already are read; the others are run. Beside them come `cases.json`, all claims,
-    and `stories.md`, the stories with these numbers.
+    Cases whose claims lie in the folder already are read; the others are run. Beside them come `cases.json`, all
+    claims, `stories.md`, the stories with these numbers, and their figures.
 
     Args:
         as_json: print the JSON instead.
@@ -43,6 +46,9 @@ def reproduce_cases(*, as_json: bool = False, fast: bool = False, out: Path | No
             table = {key: entry for key, entry in targets(name).items() if not (fast and entry.get("full_only"))}
             importlib.import_module(f"lossland.reproductions.{name}").measure(place, fast, table)
         settled[name] = load_claims(place / CLAIMS)
+        if (figure := place / f"{FIGURES[name]}.png").exists():
+            (folder / "images").mkdir(exist_ok=True)
+            shutil.copyfile(figure, folder / "images" / f"story_{name}.png")
         if not as_json:
             print(f"{name}\n{format_claims(settled[name])}\n")
     everything = [claim for claims in settled.values() for claim in claims]

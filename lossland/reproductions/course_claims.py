@@ -22,10 +22,10 @@ OCCASIONAL = 0.01
 class Results(NamedTuple):
     """What was run.
 
-    rises: `split_rises`; steps: share of steps that raise the full-data loss, per seed; long: `printed`, `end_loss`, `end_accuracy` over (seed, epoch) at the reported
-    rate; slow: the same at a tenth of it; by_rate: share of epochs that rise over (batches, learning_rate, seed);
-    orders: way of drawing batches -> (share of epochs that rise, distinct examples met per epoch); whole: `end_loss` and
-    `end_accuracy` of full-batch training, taken as often.
+    rises: `split_rises`; steps: share of steps that raise the full-data loss, per seed; long: `printed`, `end_loss`,
+    `end_accuracy` over (seed, epoch) at the reported rate; slow: the same at a tenth of it; by_rate: share of epochs
+    that rise over (batches, learning_rate, seed); orders: way of drawing batches -> (share of epochs that rise,
+    distinct examples met per epoch); whole: `end_loss` and `end_accuracy` of full-batch training, taken as often.
     """
 
     rises: xr.Dataset
@@ -119,7 +119,8 @@ def _occasional(found: Results) -> Claim:
     return Claim(
         CASE, "a", "occasional rises are normal with Adam as long as the trend falls", verdict,
         f"share of epochs that rise while the median of {BLOCK} epochs still falls", **rising.numbers,
-        counterfactual=f"same seeds at a tenth of the rate: {slow}; {vanish} of the rises vanish with the full batch; the "
+        counterfactual=f"same seeds at a tenth of the rate: {slow}; {vanish} of the rises vanish with the full "
+        "batch; the "
         f"trend stops at epoch {stop} of {last}, at a tenth of the rate at {slow_stop} (inf: not within the run)",
         condition="" if verdict != "depends" else f"the trend stops falling early: at epoch {stop}",
     )  # fmt: skip

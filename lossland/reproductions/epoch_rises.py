@@ -3,7 +3,7 @@
 Keras prints the mean of the batch losses of an epoch, taken at parameters that change under way. Where that mean rises
 from one epoch to the next, one of three things happened:
 
-- record: the mean of the *full-data* loss over the same steps did not rise; only other examples were met at other steps;
+- record: the mean of the *full-data* loss over the same steps did not rise; other examples were met at other steps;
 - noise: it did rise, but from the same state (parameters, optimizer state) the full batch brings it down;
 - curvature: it rises with the full batch as well: the step itself is too long.
 """

@@ -23,9 +23,9 @@ class Results(NamedTuple):
     """What was run.
 
     rises: setting -> `split_rises`; epoch_shares: setting -> (share of epochs whose printed loss rises, the same of the
-    unchanged runs over the same epochs), one per seed; windows: setting -> share of windows as long as an epoch in which
-    full-batch training raises its loss; steps: setting -> share of full-batch steps that raise the loss; reached:
-    setting -> largest accuracy of each seed; mislabelled: `mislabelled_steps`; noise: `epoch_noise`; climbs:
+    unchanged runs over the same epochs), one per seed; windows: setting -> share of windows, as long as an epoch, over
+    which the loss of full-batch training rises; steps: setting -> share of full-batch steps that raise the loss;
+    reached: setting -> largest accuracy of each seed; mislabelled: `mislabelled_steps`; noise: `epoch_noise`; climbs:
     `climbs_by_position`; hidden: units of the small and the large network.
     """
 
@@ -102,12 +102,14 @@ def _batches(found: Results) -> Claim:
     others = "; ".join(f"{name}: {vanishing(one)}" for name, one in found.rises.items() if name != MAIN)
     return Claim(
         CASE, "a", "the fluctuation comes from mini-batches", verdict,
-        "share of the rises of the printed loss that vanish when training goes on from the same state with the full batch",
+        "share of the rises of the printed loss that vanish when training goes on from the same state with the full "
+        "batch",
         **vanish.numbers,
-        counterfactual=f"same seeds, full batch from the start: the loss of {whole} of windows as long as an epoch rises, "
+        counterfactual=f"same seeds, full batch from the start: the loss of {whole} of windows as long as an epoch "
+        "rises, "
         f"against {printed} of epochs in batches of 32; {parts}; {others}",
-        condition="" if verdict != "depends" else "each rise is the batches' doing, but where all batches are full from the "
-        f"start, RMSprop at its rate runs into its own threshold: {whole} of windows rise all the same",
+        condition="" if verdict != "depends" else "each rise is the batches' doing, but with full batches from the "
+        f"start RMSprop at its rate runs into its own threshold: {whole} of windows rise all the same",
     )  # fmt: skip
 
 
@@ -132,7 +134,7 @@ def _parameters(found: Results) -> Claim:
         CASE, "c", "200,000 parameters for 98 samples is the cause", verdict,
         f"share of epochs whose printed loss rises with {found.hidden[0]} units", **small.numbers,
         counterfactual=f"the same epochs with {found.hidden[1]} units: {large}",
-        condition="" if verdict != "depends" else "more seeds or epochs: the interval holds half of the larger network's share",
+        condition="" if verdict != "depends" else "more seeds: the interval holds half of the larger network's share",
     )  # fmt: skip
 
 
@@ -153,9 +155,10 @@ def _tiny(found: Results) -> Claim:
         CASE, "d", "very small batches are the cause; batch 2 does not learn", verdict,
         "share of epochs whose printed loss rises in batches of 32", **main.numbers,
         counterfactual=f"same seeds and epochs in batches of 2: {two}{', ' * bool(others)}{others}; "
-        f"without the last batch of two: {drop} against {keep}; {LEARNS:.0%} accuracy reached in batches of 2 by {learnt} "
+        f"without the last batch of two: {drop} against {keep}; {LEARNS:.0%} accuracy reached in batches of 2 by "
+        f"{learnt} "
         f"of seeds, in batches of 32 by {beside}",
-        condition="" if verdict != "depends" else f"that they are the cause: {cause}; that batch 2 does not learn: {fails}",
+        condition="" if verdict != "depends" else f"that they are the cause: {cause}; that 2 does not learn: {fails}",
     )  # fmt: skip
 
 
@@ -167,7 +170,8 @@ def _mislabelled(found: Results) -> Claim:
     verdict: Verdict = "supported" if wrong.low > max(0.5, right.high) else "refuted" if wrong.high < 0.5 else "depends"
     by_size = "; ".join(
         f"{size}: {float(raised.sel(label='wrong', batch_size=size)):.0%} against "
-        f"{float(raised.sel(label='right', batch_size=size)):.0%}, change {float(change.sel(label='wrong', batch_size=size).mean()):.2g} "
+        f"{float(raised.sel(label='right', batch_size=size)):.0%}, change "
+        f"{float(change.sel(label='wrong', batch_size=size).mean()):.2g} "
         f"against {float(change.sel(label='right', batch_size=size).mean()):.2g}"
         for size in found.mislabelled["batch_size"].values.tolist()
     )

@@ -43,10 +43,11 @@ PER_EPOCH = 4
 
 
 class Size(NamedTuple):
-    """How much is run: seeds and epochs of RMSprop in batches of 32, recorded at every step; rises per seed that are gone
-    through, and states whose curvature is measured; epochs of gradient descent, of batches of 4 and 2, of cosines, of
-    dropout; steps with the full batch; (hidden, seeds, epochs) of the large network; (seeds, epochs) of the long runs;
-    batch sizes, states and draws of the noise; draws of mislabelled batches. None or 0 leaves a part out."""
+    """How much is run: seeds and epochs of RMSprop in batches of 32, recorded at every step; rises per seed that are
+    gone through, and states whose curvature is measured; epochs of gradient descent; (batch sizes, epochs) of small
+    batches; epochs of cosines, of dropout; steps with the full batch; (hidden, seeds, epochs) of the large network;
+    (seeds, epochs) of the long runs; (batch sizes, states, draws) of the noise; draws of mislabelled batches. 0 leaves
+    a part out."""
 
     seeds: int
     epochs: int

@@ -33,7 +33,7 @@ STEPS_OF_MODES = 20
 class Results(NamedTuple):
     """What was run, one entry per seed where there are several.
 
-    critical: learning rate above which n = 20 diverges; falls: share of runs below and above it that fall at every step;
+    critical: learning rate above which n = 20 diverges; falls: which runs below and above it fall at every step;
     final: loss after 500 epochs over the first, by setting; diverges: flags by setting; exponent: of the critical rate
     against n; growth: factor per epoch of the error along each eigenvector, lowest first; above: eigenvalues above 2 /
     rate; without_top: loss after 20 epochs over the first of a start without error along the top eigenvector.
@@ -68,7 +68,11 @@ def measured(diagram: xr.Dataset, critical: float, falls: tuple[np.ndarray, np.n
         "10 examples on 1, 2, ..., 10": _train(reported.linear_regression(10), optax.sgd, RATE, seeds),
         f"{EXAMPLES} examples, x / {rms:g}": _train(_on_a_grid(EXAMPLES, 1 / rms), optax.sgd, RATE, seeds),
     }
-    final = {name: (one["loss"].isel(step=-1) / one["loss"].isel(step=0)).values.ravel() for name, one in runs.items()}
+    # A run that overflowed is frozen there, and has no loss at the end.
+    final = {
+        name: np.nan_to_num((one["loss"].isel(step=-1) / one["loss"].isel(step=0)).values.ravel(), nan=np.inf)
+        for name, one in runs.items()
+    }
     diverges = {name: outcomes(one)["diverges"].values.ravel() for name, one in runs.items()}
     growth, above, without = _modes()
     return Results(critical, falls, final, diverges, _exponent(diagram), growth, above, without)
@@ -157,7 +161,8 @@ def _needs_adam(found: Results) -> Claim:
     return Claim(
         CASE, "a", "SGD performs badly on this data, Adam is needed", side_of(worse.low, worse.high),
         f"share of seeds in which SGD at {BELOW:g} of its critical rate ends 500 epochs above Adam", **worse.numbers,
-        counterfactual=f"loss after 500 epochs over the first, same seeds: SGD at {BELOW * found.critical:.3g} {sgd}, Adam "
+        counterfactual=f"loss after 500 epochs over the first, same seeds: SGD at {BELOW * found.critical:.3g} "
+        f"{sgd}, Adam "
         f"{adam}, SGD at 0.01 on standardised inputs {standard}, SGD at 0.01 {plain}",
         condition="" if side_of(worse.low, worse.high) != "depends" else "on the initial weight: half of the seeds",
     )  # fmt: skip
@@ -189,7 +194,8 @@ def _more_data(found: Results) -> Claim:
         CASE, "c", "more data should make the model better, so the divergence is odd", verdict,
         "exponent of the critical learning rate against the number of examples, n = 10 to 40", **slope.numbers,
         counterfactual=f"seeds that diverge at 0.01: n = 10 on 1..10 {few.value:.0%}, twice as many on the same range "
-        f"{narrow.value:.0%}; n = 40 on the range of n = 20 {wide.value:.0%}; n = 20 with x / 10 {scaled.value:.0%}: the range, "
+        f"{narrow.value:.0%}; n = 40 on the range of n = 20 {wide.value:.0%}; n = 20 with x / 10 {scaled.value:.0%}: "
+        "the range, "
         "not the number",
         condition="" if verdict != "depends" else "the interval of the exponent holds 0",
     )  # fmt: skip
@@ -213,8 +219,10 @@ def _directions(found: Results) -> Claim:
     return Claim(
         CASE, "e", "divergence means overshooting along one direction, not along several or all", verdict,
         "eigenvalues of the Hessian above 2 / learning rate, of two", **exact(found.above).numbers,
-        counterfactual=f"the error along the top eigenvector grows {top:.4g} times an epoch, along the other one {low:.4g}; "
-        f"a start without error along the top one has {found.without_top:.3g} of its loss after {STEPS_OF_MODES} epochs",
+        counterfactual=f"the error along the top eigenvector grows {top:.4g} times an epoch, along the other one "
+        f"{low:.4g}; "
+        f"a start without error along the top one has {found.without_top:.3g} of its loss after {STEPS_OF_MODES} "
+        "epochs",
     )  # fmt: skip
 
 
@@ -228,8 +236,10 @@ def _adapts(found: Results) -> Claim:
     return Claim(
         CASE, "f", "Adam works because its learning rate adapts", verdict,
         "share of seeds that Adam brings down with the scales of its first step kept for good", **works.numbers,
-        counterfactual=f"loss after 500 epochs over the first: Adam {median_of(found.final[adam])}, with the first scales kept "
-        f"{median_of(found.final[frozen])}; SGD below its critical rate works in {plain} of seeds: the steps are small, "
+        counterfactual=f"loss after 500 epochs over the first: Adam {median_of(found.final[adam])}, with the first "
+        "scales kept "
+        f"{median_of(found.final[frozen])}; SGD below its critical rate works in {plain} of seeds: the steps are "
+        "small, "
         "that they adapt is not needed",
         condition="" if verdict != "depends" else "on the initial weight",
     )  # fmt: skip

@@ -17,8 +17,8 @@ LOW, HIGH = 0.01, 1.0
 
 
 class Results(NamedTuple):
-    """What was run: the map over (learning_rate, seed); the map over (scale, learning_rate, seed); training with the right
-    and the wrong gradient at the reported high rate over (seed); names of wrong gradients and their relative error."""
+    """What was run: the map over (learning_rate, seed); the map over (scale, learning_rate, seed); training with the
+    right and the wrong gradient at the reported high rate; names of wrong gradients and their relative error."""
 
     runs: xr.Dataset
     scaled: xr.Dataset
@@ -47,7 +47,8 @@ def _gradients(found: Results) -> Claim:
     return Claim(
         CASE, "a", "the gradients are wrong", verdict,
         f"share of seeds whose loss spikes at learning rate {HIGH:g} with the right gradients", **right.numbers,
-        counterfactual=f"same seeds with the poster's gradient of {found.wrong_names or 'no parameter'}: {wrong}; loss at the "
+        counterfactual=f"same seeds with the poster's gradient of {found.wrong_names or 'no parameter'}: {wrong}; "
+        "loss at the "
         f"end {last['wrong']} against {last['right']} with the right ones",
         condition="" if verdict != "depends" else f"{found.wrong_names} is wrong, by {found.wrong_error:.3g} times its "
         "length, but the spike is there without the mistake",
@@ -67,7 +68,8 @@ def _bowl(found: Results) -> Claim:
     return Claim(
         CASE, "b", "larger learning rates overshoot and end higher in the bowl", verdict,
         f"share of seeds that end higher at learning rate {HIGH:g} than at {LOW:g}", **higher.numbers,
-        counterfactual=f"loss at the end, same seeds: {median_of(high)} at {HIGH:g}, {median_of(low)} at {LOW:g}; the lowest "
+        counterfactual=f"loss at the end, same seeds: {median_of(high)} at {HIGH:g}, {median_of(low)} at {LOW:g}; "
+        "the lowest "
         f"median, {float(best.min()):.3g}, is that of {most:.3g}",
         condition="" if verdict != "depends" else f"on the rate: the lowest end is that of {most:.3g}",
     )  # fmt: skip
