@@ -94,6 +94,9 @@ class Reproduce:
     ] = None
     all: bool = False
     """Reproduce all targets."""
+    cases: bool = False
+    """Settle all claims of the five reported cases: verdict, number with interval, counterfactual. Cases whose claims
+    lie in the folder are read, the others run."""
     json: bool = False
     """Print a JSON list of objects with keys name, expected, tolerance, measured, verdict, seconds."""
     fast: bool = False
@@ -106,6 +109,12 @@ class Reproduce:
 
         if self.all and self.name is not None:
             raise ValueError(f"reproduce: --all and the name {self.name} exclude each other; keep one")
+        if self.cases:
+            from lossland.reproductions.cases import reproduce_cases
+
+            if self.all or self.name is not None:
+                raise ValueError("reproduce: --cases takes no name and no --all; keep one")
+            return reproduce_cases(as_json=self.json, fast=self.fast, out=self.out)
         return reproduce(self.name, as_json=self.json, fast=self.fast, out=self.out)
 
 

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
         datasets,
         flax_modules,
         label_noise,
+        motor_currents,
         networks,
         problem,
         reported,
@@ -24,9 +25,10 @@ if TYPE_CHECKING:
     )
     from lossland.problems.datasets import breast_cancer, digit_rows, digits
     from lossland.problems.label_noise import with_label_noise
+    from lossland.problems.motor_currents import keras_lstm
     from lossland.problems.networks import mlp_classification, mlp_regression
     from lossland.problems.problem import Problem
-    from lossland.problems.reported import linear_regression, numpy_mlp
+    from lossland.problems.reported import course_mlp, linear_regression, numpy_mlp
     from lossland.problems.sequences import rnn_sequences
     from lossland.problems.synthetic import (
         blobs,
@@ -43,6 +45,7 @@ _MODULES = (
     "datasets",
     "flax_modules",
     "label_noise",
+    "motor_currents",
     "networks",
     "problem",
     "reported",
@@ -50,6 +53,7 @@ _MODULES = (
     "synthetic",
     "trainability",
 )
+
 NAMES: dict[str, tuple[str, str]] = {
     "linear_regression": (
         "lossland.problems.reported:linear_regression",
@@ -62,6 +66,14 @@ NAMES: dict[str, tuple[str, str]] = {
     "rnn_sequences": (
         "lossland.problems.sequences:rnn_sequences",
         "a recurrent classifier of four types of sequences: learns, then gets worse",
+    ),
+    "keras_lstm": (
+        "lossland.problems.motor_currents:keras_lstm",
+        "an LSTM on 98 current traces in batches of 32, the last one of two: its loss fluctuates",
+    ),
+    "course_mlp": (
+        "lossland.problems.reported:course_mlp",
+        "a relu network on six blobs, Adam at 0.01: the epoch loss sometimes rises",
     ),
     "digits": ("lossland.problems.datasets:digits", "scikit-learn's handwritten digits, 1797 x 64, ten classes"),
     "digit_rows": (
@@ -100,16 +112,19 @@ __all__ = [
     "blobs",
     "breast_cancer",
     "chebyshev",
+    "course_mlp",
     "datasets",
     "deep_linear",
     "digit_rows",
     "digits",
     "flax_modules",
+    "keras_lstm",
     "label_noise",
     "linear_regression",
     "mlp_classification",
     "mlp_regression",
     "moons",
+    "motor_currents",
     "named",
     "networks",
     "numpy_mlp",

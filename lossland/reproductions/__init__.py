@@ -33,7 +33,9 @@ NAMES = (
     "adam_forecast",
     "adam_networks",
     "late_training_map",
+    "keras_lstm",
     "rnn_sequences",
+    "course_mlp",
     "fault_injection",
 )
 

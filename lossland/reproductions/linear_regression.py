@@ -13,6 +13,8 @@ from lossland import figures
 from lossland.figures.reported import linear_regression_figure
 from lossland.optimizers import Optimizer
 from lossland.problems import reported
+from lossland.reproductions.claims import save_claims
+from lossland.reproductions.linear_claims import claims, measured
 from lossland.stability.maps import outcomes
 from lossland.sweeps.execution import run
 from lossland.sweeps.sweep import Sweep
@@ -119,8 +121,12 @@ def measure(folder: Path, fast: bool, table: dict[str, Any]) -> tuple[dict[str, 
         "falling_steps_below_threshold": float((below["num_rises"] == 0).mean()),
         "falling_steps_above_threshold": float((above["num_rises"] == 0).mean()),
     }
+    falls = ((below["num_rises"] == 0).values.ravel(), (above["num_rises"] == 0).values.ravel())
+    settled = claims(measured(diagram, _critical(), falls, seeds))
+    numbers |= {f"claim_{claim.letter}": claim.verdict for claim in settled if f"claim_{claim.letter}" in table}
     figure = linear_regression_figure(diverges.mean("seed"), sharpness_of, printed, losses)
-    return numbers, figures.save(figure, folder / "linear_regression")
+    paths = figures.save(figure, folder / "linear_regression")
+    return numbers, [*paths, save_claims(settled, folder / "claims")]
 
 
 def _critical() -> float:

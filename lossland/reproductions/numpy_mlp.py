@@ -17,6 +17,8 @@ from lossland.figures.reported import first_step_figure
 from lossland.optimizers import Optimizer
 from lossland.problems import reported
 from lossland.problems.problem import Problem, cast_floating
+from lossland.reproductions.claims import save_claims
+from lossland.reproductions.mlp_claims import Results, claims
 from lossland.stability.maps import outcomes
 from lossland.sweeps.execution import run
 from lossland.sweeps.probes import State
@@ -85,11 +87,12 @@ def measure(folder: Path, fast: bool, table: dict[str, Any]) -> tuple[dict[str, 
         run(
             reported.numpy_mlp(wrong_db1=flag),
             optax.sgd,
-            Sweep({"learning_rate": [0.1]}, 4 if fast else 16, STEPS, STEPS),
+            Sweep({"learning_rate": [0.1, 1.0]}, 4 if fast else 16, STEPS, STEPS),
             progress=False,
         )
         for flag in (False, True)
     ]
+    gentle, steep = ([one.sel(learning_rate=rate) for one in both] for rate in (0.1, 1.0))
     rose = first["loss"].isel(step=1) > first["loss"].isel(step=0)
     allowed = 2 / first["learning_rate"]
     at_start = first.isel(step=0)
@@ -116,8 +119,10 @@ def measure(folder: Path, fast: bool, table: dict[str, Any]) -> tuple[dict[str, 
         "smallest_spike_recovery": float(kinds["rises_and_recovers"].where(risen).mean()),
         "wrong_gradient_parameter": names,
         "wrong_gradient_relative_error": error,
-        "wrong_gradient_ends_higher": float((both[1]["loss"] > both[0]["loss"]).isel(step=-1).mean()),
+        "wrong_gradient_ends_higher": float((gentle[1]["loss"] > gentle[0]["loss"]).isel(step=-1).mean()),
     }
+    settled = claims(Results(runs, scaled, *steep, names, error))
+    numbers |= {f"claim_{claim.letter}": claim.verdict for claim in settled if f"claim_{claim.letter}" in table}
     paths = figures.save(first_step_figure(rose, at_start), folder / "first_step")
     for name, figure in (
         ("stability_map", figures.stability_map_figure(runs)),
@@ -125,6 +130,7 @@ def measure(folder: Path, fast: bool, table: dict[str, Any]) -> tuple[dict[str, 
         ("scale_map", figures.stability_map_figure(scaled)),
     ):
         paths += figures.save(figure, folder / name)
+    paths.append(save_claims(settled, folder / "claims"))
     return numbers, paths
 
 

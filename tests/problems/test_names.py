@@ -13,6 +13,7 @@ from lossland.problems import NAMES, named
 from tests.problems.quick import quick, starts_of
 
 SMALL = {
+    "keras_lstm": {"hidden": 3},
     "digits": {"num_examples": 100, "widths": (8,)},
     "breast_cancer": {"num_examples": 60, "widths": (8,)},
     "digit_rows": {"num_examples": 40, "width": 4},
