@@ -126,11 +126,13 @@ class Report:
     """Folder that `lossland map` or ll.run(..., out=...) wrote."""
     out: Path | None = None
     """File to write. Default: report.html in the folder."""
+    explain: int = 8
+    """Explain so many runs, of each outcome those whose loss rose most; replayed where `lossland map` made them."""
 
     def __call__(self) -> int:
-        import lossland as ll
+        from lossland.explaining import report_folder
 
-        path = ll.write_report(ll.load(self.folder), self.out or self.folder / "report.html")
+        path = report_folder(self.folder, self.out, self.explain)
         print(f"{path}: {path.stat().st_size / 1e6:.2g} MB, opens in any browser")
         return 0
 

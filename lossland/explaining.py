@@ -1,9 +1,12 @@
-"""`lossland explain`: one run of a folder, chosen by its coordinates, explained in a page, a figure or JSON."""
+"""`lossland explain`, `lossland report`: runs of a folder explained, one by its coordinates or those that rose most."""
 
 from __future__ import annotations
 
+import itertools
 import json
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +15,9 @@ import xarray as xr
 
 from lossland import figures
 from lossland.diagnosis.explain import explain
+from lossland.diagnosis.explanation import Explanation
 from lossland.mapping import COMMAND, ask
+from lossland.report import write_report
 from lossland.sweeps.lazy import load
 
 
@@ -26,18 +31,61 @@ def explain_folder(folder: Path, chosen: Mapping[str, Any], *, as_json: bool = F
         ValueError: for a coordinate that the runs do not have, or one that is needed to choose a single run.
     """
     runs = load(folder)
-    run = chosen_run(runs, chosen).load()
-    command = runs.attrs.get(COMMAND)
-    if command is None:
-        found = explain(run)
-    else:
-        options = json.loads(command)
-        asked = ask(options.pop("name"), **options)
-        found = explain(run, asked.problem, asked.optimizer)
+    found = explainer(runs)(chosen_run(runs, chosen).load())
     print(found.to_json() if as_json else found)
     if out is not None:
         print("figures " + ", ".join(map(str, figures.save(found.plot(), out))))
     return 0
+
+
+def report_folder(folder: Path, out: Path | None = None, num_explained: int = 8) -> Path:
+    """Write the report of a folder, with explanations of the runs that rose most; returns its path.
+
+    Raises:
+        ValueError: where the folder holds no sweep, the count is negative, or the file cannot be written.
+    """
+    if num_explained < 0:
+        raise ValueError(f"--explain: expected a number of runs, 0 for none, got {num_explained}")
+    runs = load(folder)
+    tell, counted = explainer(runs, strict=False), itertools.count(1)
+
+    def told(run: xr.Dataset) -> Explanation:
+        print(f"\rexplaining run {next(counted)} of at most {num_explained} ...", end="", file=sys.stderr, flush=True)
+        return tell(run)
+
+    try:
+        return write_report(
+            runs, out or folder / "report.html", explain=told if num_explained else None, num_explained=num_explained
+        )
+    finally:
+        if next(counted) > 1:
+            print(file=sys.stderr)
+
+
+def explainer(runs: xr.Dataset, *, strict: bool = True) -> Callable[[xr.Dataset], Explanation]:
+    """Return what explains one run of a sweep: replayed where `lossland map` made it, else by its records alone.
+
+    Args:
+        runs: the sweep, as `ll.load` returns it.
+        strict: whether a run that cannot be replayed is an error; without it its records are read, and `untested`
+            tells why.
+    """
+    command = runs.attrs.get(COMMAND)
+    if command is None:
+        return explain
+    options = json.loads(command)
+    asked = ask(options.pop("name"), **options)
+
+    def replayed(run: xr.Dataset) -> Explanation:
+        try:
+            return explain(run, asked.problem, asked.optimizer)
+        except ValueError as error:
+            if strict:
+                raise
+            found = explain(run)
+            return replace(found, untested=(f"counterfactuals: {error}", *found.untested[1:]))
+
+    return replayed
 
 
 def coordinates(given: Sequence[str]) -> dict[str, str]:

@@ -11,7 +11,6 @@ import xarray as xr
 
 from lossland.diagnosis.arms import adjustable, adopt
 from lossland.diagnosis.measurements import measured
-from lossland.diagnosis.mechanisms import JUMP
 from lossland.diagnosis.observation import BEFORE, Observation, Rise
 from lossland.diagnosis.replays import Case, momentum_of
 from lossland.problems.problem import Problem
@@ -102,11 +101,8 @@ def continued(case: Case, chosen: Arms, problem: Problem, dtype: str) -> Arms:
 def _begin(one: Observation, rise: Rise, lead: int) -> int:
     """Step to fork at: some steps before the valley, and before the learning rate rose where it did."""
     step = max(rise.valley - lead, 0)
-    if one.rates is not None:
-        near = np.flatnonzero((one.step >= rise.valley - BEFORE) & (one.step <= rise.peak))
-        grown = near[one.rates[near] > JUMP * one.rates[near[0]]] if len(near) else near
-        if len(grown):
-            step = min(step, int(one.step[max(grown[0] - 2, 0)]))
+    if (grown := one.rate_rise) is not None:
+        step = min(step, max(grown.step - 1, 0))
     return _on_grid(one, step)
 
 

@@ -355,7 +355,7 @@ def _facts(one: Observation, case: replays.Case | None) -> dict[str, Any]:
         at = int(np.searchsorted(one.step, min(max(one.rise.start, 0), one.step[-1])))
         facts["rate"] = float(one.rates[min(at, len(one.rates) - 1)])
         near = one.step >= one.rise.valley - BEFORE // 2
-        facts["rate_before"] = float(one.rates[near][0])
+        facts["rate_before"] = float(one.rates[near][0]) if one.rate_rise is None else one.rate_rise.before
     if case is not None and case.batches.batch_size:
         facts["rest"] = case.batches.rest
         if np.isfinite(one.noise_ratio) and one.noise_ratio > 1:

@@ -83,12 +83,17 @@ class Explanation:
         """Steps of the rise that is explained, None where there is none."""
         return None if self.seen is None else self.seen.rise
 
+    @property
+    def story(self) -> str:
+        """What the loss did, in a sentence."""
+        return _story(self.seen)
+
     def __str__(self) -> str:
         named = ", ".join(f"{name} {_plain(value)}" for name, value in self.run.items())
         lines = [
             f"{self.cause.value.replace('_', ' ')} (confidence {self.confidence:.0%}): {self.cause.description}",
             f"run: {named}" if named else "",
-            _story(self.seen),
+            self.story,
         ]
         if self.evidence:
             lines.append("numbers:")

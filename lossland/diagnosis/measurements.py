@@ -22,7 +22,7 @@ from lossland.sweeps.programs import numerics
 
 LOOKED_AT = (400, 200, 140, 100, 80, 60, 50, 40, 30, 20, 14, 10, 7, 5, 3, 2, 1, 0)
 """Steps before the valley at which curvature is measured."""
-SAMPLES = 32
+SAMPLES = 36
 """States per run: as many for every run, so that a second one compiles nothing."""
 PAIRS = 6
 """Steps of a rise that are decomposed: the largest."""
@@ -83,6 +83,8 @@ def _sampled(one: Observation) -> np.ndarray:
     wanted += np.linspace(rise.valley, rise.start, 4).astype(int).tolist()
     wanted += np.linspace(rise.start, min(rise.peak, last), 3).astype(int).tolist()
     wanted += [last if rise.recovery is None else rise.recovery]
+    if (grown := one.rate_rise) is not None:
+        wanted += [grown.step + late for late in (0, 1, 3, 10)]
     inside = np.clip(wanted, 0, last)
     grid = one.step[np.unique(np.searchsorted(one.step, inside).clip(0, len(one.step) - 1))]
     grid = grid[grid <= last]

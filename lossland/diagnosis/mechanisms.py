@@ -8,12 +8,10 @@ from typing import NamedTuple
 import numpy as np
 
 from lossland.diagnosis.causes import Cause
-from lossland.diagnosis.observation import BEFORE, NEAR, OVERFLOWS, Observation, Rise
+from lossland.diagnosis.observation import BEFORE, NEAR, OVERFLOWS, Observation, RateRise, Rise
 
 CLIMB = 1.01
 """Growth of the loss in a record that belongs to an earlier rise."""
-JUMP = 1.05
-"""Growth of the learning rate that a rise can be put down to."""
 MAJORITY = 0.5
 """Share of a rise (of ln sharpness, of the mode's weight, of the loss) that makes one part its cause."""
 CONCENTRATED = 2.5
@@ -200,19 +198,44 @@ def _noise(seen: Observation, rise: Rise) -> Verdict | None:
 
 
 def _schedule(seen: Observation, rise: Rise) -> Verdict | None:
-    if seen.rates is None:
+    grown = seen.rate_rise
+    if grown is None:
         return None
-    crossed = _crossed(seen, rise)
-    near = (seen.step >= rise.valley - BEFORE // 2) & (seen.step <= rise.peak)
-    before, after = float(seen.rates[near][0]), float(seen.rates[near].max())
-    # Below the threshold the steps may still be too long for what the optimizer remembers: the replay decides.
-    if not after > JUMP * before or not (crossed >= NEAR or seen.removed("schedule_held")):
+    held = seen.removed("schedule_held")
+    if grown.step >= rise.valley - BEFORE // 2:
+        # Below the threshold the steps may still be too long for what the optimizer remembers: the replay decides.
+        if not (held or _crossed(seen, rise) >= NEAR):
+            return None
+    elif not held or not (_crossed_with_the_rate(seen, grown) or _too_long_below(seen, rise, grown)):
         return None
     evidence = _basic(seen, rise) | {
-        "learning_rate_before": Measure(before),
-        "learning_rate_after": Measure(after),
+        "learning_rate_before": Measure(grown.before),
+        "learning_rate_after": Measure(grown.after),
+        "learning_rate_rose_after": Measure(float(grown.step), "step"),
     }
     return Verdict(Cause.schedule_jump, 0.85, evidence)
+
+
+def _crossed_with_the_rate(seen: Observation, grown: RateRise) -> bool:
+    """Whether the ratio to the threshold crossed 1 because the learning rate grew, rather than the sharpness.
+
+    Equation: of ln(ratio after / ratio before) the rate's part is ln(rate after / rate before), at the first crossing.
+    """
+    known = np.isfinite(seen.ratio) & (seen.ratio > 0)
+    before = np.flatnonzero(known & (seen.ratio_step <= grown.step))
+    after = np.flatnonzero(known & (seen.ratio_step > grown.step) & (seen.ratio >= NEAR))
+    if seen.rates is None or not (len(before) and len(after)):
+        return False
+    first, crossing = int(before[-1]), int(after[0])
+    rates = np.interp(seen.ratio_step[[first, crossing]], seen.step, seen.rates)
+    whole = np.log(seen.ratio[crossing] / seen.ratio[first])
+    return bool(rates[0] > 0 and np.log(rates[1] / rates[0]) > MAJORITY * whole)
+
+
+def _too_long_below(seen: Observation, rise: Rise, grown: RateRise) -> bool:
+    """Whether the learning rate at least doubled and the ratio stayed below 1: slow swings, which sharpness did not
+    bring about."""
+    return grown.after >= 2 * grown.before and _crossed(seen, rise) < NEAR
 
 
 def _collapse(seen: Observation, rise: Rise) -> Verdict | None:
@@ -258,13 +281,23 @@ def _below(seen: Observation, rise: Rise) -> Verdict | None:
 
 def _wall(seen: Observation, rise: Rise) -> Verdict | None:
     """Rises that neither slope nor curvature explains: a wall or a kink, in a recurrent network its gradient."""
-    if not seen.rest > MAJORITY * seen.change > 0:
+    share = seen.rest / seen.change if seen.change > 0 else np.nan
+    # Inside a wall the curvature promises more than the rise: then one step has to have met it.
+    if not (share > MAJORITY or (share < -MAJORITY and _met_in_one_step(seen, rise))):
         return None
     evidence = _basic(seen, rise)
     if seen.is_recurrent and seen.gradient_jump > EXPLODES:
         evidence["gradient_norm_over_median_before"] = Measure(seen.gradient_jump)
         return Verdict(Cause.exploding_recurrent_gradient, 0.75, evidence)
     return Verdict(Cause.beyond_quadratic, 0.75, evidence)
+
+
+def _met_in_one_step(seen: Observation, rise: Rise) -> bool:
+    """Whether the ratio to the threshold went from below a half to above 1 between two records, up to the rise."""
+    near = (seen.ratio_step >= rise.valley - 2 * seen.resolution) & (seen.ratio_step <= rise.start)
+    steps, ratios = seen.ratio_step[near], seen.ratio[near]
+    neighbours = np.diff(steps) <= seen.resolution
+    return bool(np.any(neighbours & (ratios[:-1] < MAJORITY) & (ratios[1:] >= 1)))
 
 
 def _growth(seen: Observation, rise: Rise) -> Verdict | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import jax
@@ -108,14 +108,19 @@ def monitor(
         new_updates, inner_state = inner.update(updates, state.inner, params, **extra)
         step = state.counters[0]
 
-        def measured(barrier: Callable[[Any], Any]) -> jax.Array:
-            value, floor = (None, 0.0) if read is None else read(inner_state) or (None, 0.0)
-            gradient, taken, second = barrier((updates, new_updates, value))
-            return _measure(gradient, taken, second, floor)
+        def measured() -> jax.Array:
+            taken, advanced = new_updates, inner_state
+            if every > 1:
+                # What is trained with is handed to a branch only where it lies in memory at every step anyway: the
+                # update, which XLA computes while it adds it, is computed again in the branch.
+                taken, advanced = inner.update(updates, state.inner, params, **extra)
+            value, floor = (None, 0.0) if read is None else read(advanced) or (None, 0.0)
+            # Behind a barrier, or in a branch, nothing that is measured is fused with what is trained.
+            kept = lax.optimization_barrier((updates, taken, value)) if every == 1 else (updates, taken, value)
+            return _measure(loss, *kept, floor)
 
-        row = _at_every(every, step, measured)
+        row = measured() if every == 1 else lax.cond(step % every == 0, measured, lambda: _blank(loss))
         counters, levels = _count(state.counters, state.levels, loss, row[-1])
-        row = row.at[0].set(jnp.nan if loss is None else loss)
         records = lax.dynamic_update_index_in_dim(state.records, row, _row_of(step, history), 0)
         records = lax.dynamic_update_index_in_dim(records, row, history + 1 + step % window, 0)
         return new_updates, MonitorState(inner_state, counters, levels, records)
@@ -216,20 +221,13 @@ def _checked_loss(value: Any) -> jax.Array | None:
     return jnp.asarray(value, jnp.float32)
 
 
-def _at_every(every: int, step: jax.Array, measure: Callable[[Callable[[Any], Any]], jax.Array]) -> jax.Array:
-    """The measurements of this step; NaN, and 0 non-finite entries, in the steps between.
-
-    Behind a barrier, or in a branch, nothing that is measured is fused with what is trained: the bits stay the same.
-    """
-    if every == 1:
-        return measure(lax.optimization_barrier)
-    blank = jnp.asarray([*[jnp.nan] * (len(RECORDS) - 1), 0.0], jnp.float32)
-    # Without operands the branch takes along what it reads, and no more.
-    return lax.cond(step % every == 0, lambda: measure(lambda seen: seen), lambda: blank)
+def _blank(loss: jax.Array | None) -> jax.Array:
+    """The row of a step that is not measured: its loss, and no non-finite entries."""
+    return jnp.stack([jnp.float32(jnp.nan) if loss is None else loss, *[jnp.nan] * (len(RECORDS) - 2), 0.0])
 
 
-def _measure(gradient: Any, updates: Any, second: Any, floor: Any) -> jax.Array:
-    """The row of one step, `Float32[record]`, but for the loss."""
+def _measure(loss: jax.Array | None, gradient: Any, updates: Any, second: Any, floor: Any) -> jax.Array:
+    """The row of one step, `Float32[record]`."""
     g, u = _parts(gradient), _parts(updates)
     gg, uu, gu = (_total(map(_dot, left, right)) for left, right in ((g, g), (u, u), (g, u)))
     size = max(1, sum(part.size for part in g))
@@ -248,7 +246,7 @@ def _measure(gradient: Any, updates: Any, second: Any, floor: Any) -> jax.Array:
         )
     num_nonfinite = _total(jnp.sum(~jnp.isfinite(part), dtype=jnp.float32) for part in g)
     cosine = gu / jnp.where(lengths > 0, lengths, 1)
-    row = (jnp.nan, jnp.sqrt(gg), jnp.sqrt(uu), gu, cosine, *excess, num_nonfinite)
+    row = (jnp.nan if loss is None else loss, jnp.sqrt(gg), jnp.sqrt(uu), gu, cosine, *excess, num_nonfinite)
     return jnp.stack([jnp.asarray(value, jnp.float32) for value in row])
 
 

@@ -20,6 +20,11 @@ NEAR = 0.97
 """Sharpness over threshold from which a rise counts as one at the threshold: samples lie between the peaks."""
 BEFORE = 40
 """Steps before the valley in which the threshold may have been crossed."""
+SETTLES = 100
+"""Steps before the valley in which a schedule may have raised the learning rate: what crosses the threshold with it may
+swing more than once before the largest rise."""
+JUMP = 1.05
+"""Growth of the learning rate that a rise can be put down to."""
 OVERFLOWS = 1e15
 """A loss beyond this that grows ends in infinity by itself; below it, infinity came from one operation."""
 
@@ -32,6 +37,14 @@ class Rise(NamedTuple):
     peak: int
     recovery: int | None
     factor: float
+
+
+class RateRise(NamedTuple):
+    """Growth of the learning rate before a rise: the last step at the lower rate, that rate, the largest after it."""
+
+    step: int
+    before: float
+    after: float
 
 
 @dataclass(frozen=True)
@@ -98,6 +111,20 @@ class Observation:
             return self.first_ratio
         before = self.ratio_between(self.rise.valley - BEFORE, max(self.rise.start, self.rise.valley + 1))
         return before if before >= NEAR else self.ratio_between(self.rise.valley - BEFORE, self.rise.peak)
+
+    @property
+    def rate_rise(self) -> RateRise | None:
+        """The first growth of the learning rate by `JUMP` in the `SETTLES` steps before the valley or in the rise."""
+        if self.rise is None or self.rates is None:
+            return None
+        near = (self.step >= self.rise.valley - SETTLES) & (self.step <= self.rise.peak)
+        steps, rates = self.step[near], self.rates[near]
+        low = np.minimum.accumulate(rates)
+        grown = np.flatnonzero(rates > JUMP * low)
+        if not len(grown):
+            return None
+        last = int(grown[0]) - 1
+        return RateRise(int(steps[last]), float(low[last]), float(rates[last + 1 :].max()))
 
     @property
     def first_ratio(self) -> float:

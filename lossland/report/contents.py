@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -13,12 +12,10 @@ from lossland.figures.labels import log_spaced
 from lossland.figures.reading import with_grid
 from lossland.report.curves import encode, pack_curves, thin
 from lossland.report.sentences import Summary, describe
+from lossland.report.stories import Explain, explained
 from lossland.stability.phases import CLASSES, classes
 from lossland.sweeps.sweep import Outcome
 from lossland.sweeps.trajectories import sweep_of
-
-Explain = Callable[[xr.Dataset], Any]
-"""One run of a sweep -> its explanation; `str` of it is shown."""
 
 POINTS, FEWEST_POINTS = 128, 16
 BYTES_PER_POINT = 2 * 4 / 3
@@ -44,8 +41,8 @@ def contents(
 
     Args:
         runs: what `ll.run` or `ll.load` returns, or a selection of it.
-        explain: called on at most `num_explained` runs, spread over all classes; the rest is described from its
-            records.
+        explain: called on at most `num_explained` runs, those of each outcome that rose most; the others are described
+            from their records.
         num_explained: see `explain`.
         max_bytes: about how large the curves of all runs together may be: they get fewer points where there are many.
 
@@ -60,7 +57,8 @@ def contents(
     codes, listed = _classes(runs, dims)
     relative = _relative_sharpness(runs)
     summary = _summary(runs, dims, codes, listed, relative)
-    texts, text_of = _texts(runs, dims, summary, codes, explain, num_explained)
+    texts, text_of = _texts(summary)
+    stories = [] if explain is None else explained(runs, dims, summary.outcome, explain, num_explained)
     names = _curve_names(runs)
     num_runs = int(codes.size)
     points = _points_that_fit(num_runs, len(names), max_bytes)
@@ -94,6 +92,7 @@ def contents(
         "thresholdOf": _compared(runs),
         "texts": texts,
         "textOf": encode(text_of, "<u4"),
+        "explained": stories,
     }
 
 
@@ -189,38 +188,11 @@ def _measures(summary: Summary) -> list[dict[str, Any]]:
     ]
 
 
-def _texts(
-    runs: xr.Dataset,
-    dims: tuple[str, ...],
-    summary: Summary,
-    codes: np.ndarray,
-    explain: Explain | None,
-    num_explained: int,
-) -> tuple[list[str], np.ndarray]:
+def _texts(summary: Summary) -> tuple[list[str], np.ndarray]:
     """Distinct texts, and which is whose."""
-    explained: dict[int, str] = {}
-    if explain is not None:
-        computed = np.flatnonzero(runs["status"].transpose(*dims).values.reshape(-1) != Outcome.not_run)
-        for run in _spread(codes.reshape(-1)[computed], computed, num_explained):
-            place = dict(zip(dims, np.unravel_index(run, codes.shape), strict=True))
-            explained[int(run)] = str(explain(runs.isel({dim: int(index) for dim, index in place.items()})))
     places: dict[str, int] = {}
-    text_of = np.zeros(codes.size, np.uint32)
-    for run in range(codes.size):
-        text = explained.get(run) or describe(summary, run)
-        text_of[run] = places.setdefault(text, len(places))
-    return list(places), text_of
-
-
-def _spread(codes: np.ndarray, runs: np.ndarray, count: int) -> np.ndarray:
-    """At most `count` runs, as many of each class as of the others where there are enough, evenly over the grid."""
-    kinds = np.unique(codes)
-    chosen = []
-    for kind in kinds:
-        of_kind = runs[codes == kind]
-        take = min(len(of_kind), max(1, count // len(kinds)))
-        chosen.append(of_kind[np.linspace(0, len(of_kind) - 1, take).round().astype(int)])
-    return np.concatenate(chosen)[:count] if chosen else runs[:0]
+    text_of = [places.setdefault(describe(summary, run), len(places)) for run in range(summary.outcome.size)]
+    return list(places), np.array(text_of, np.uint32)
 
 
 def _curve_names(runs: xr.Dataset) -> list[str]:

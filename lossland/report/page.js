@@ -36,6 +36,7 @@
   const outcome = numbers(data.outcome, "u1");
   const threshold = numbers(data.threshold, "f4");
   const textOf = numbers(data.textOf, "u4");
+  const explained = new Map(data.explained.map((told) => [told.run, told]));
   const figures = {};
   for (const [name, text] of Object.entries(data.figures)) figures[name] = numbers(text, "f4");
   const curves = data.curves.map((curve) => ({
@@ -178,11 +179,12 @@
   })();
   const view = { x: preferred[0], y: preferred[1], measure: "outcome", shown: classes.map(() => true), logSteps: false };
   const first = (() => {
-    // A run that rose and came back is the most telling; else the one in the middle.
-    for (const name of ["rises_and_recovers", "edge_of_stability", "diverges"]) {
+    // A run that rose and came back is the most telling, an explained one before others; else the one in the middle.
+    for (const name of ["rises_and_recovers", "edge_of_stability", "diverges", "non_finite"]) {
       const code = classes.findIndex((entry) => entry.name === name);
+      if (explained.size && ![...explained.keys()].some((run) => outcome[run] === code)) continue;
       const found = [];
-      outcome.forEach((of, run) => of === code && found.push(run));
+      outcome.forEach((of, run) => of === code && (explained.has(run) || !explained.size) && found.push(run));
       if (found.length) return found[Math.floor(found.length / 2)];
     }
     return Math.floor(numRuns / 2);
@@ -271,6 +273,7 @@
       }
     }
     pen.globalAlpha = 1;
+    for (const run of explained.keys()) dot(run);
     pen.strokeStyle = colors.soft;
     pen.lineWidth = 1;
     pen.strokeRect(frame.left - 0.5, frame.top - 0.5, frame.width + 1, frame.height + 1);
@@ -319,6 +322,21 @@
       pen.lineTo(right, top);
       pen.stroke();
     }
+    // Only what lies in the plane that is shown.
+    function dot(run) {
+      const place = placeOf(run);
+      const row = view.y < 0 ? 0 : place[view.y];
+      if (runOfCell(place[view.x], row) !== run) return;
+      const [left, right, top, bottom] = [edgeX(place[view.x]), edgeX(place[view.x] + 1), edgeY(row + 1), edgeY(row)];
+      const size = Math.max(1.5, Math.min(4, 0.28 * Math.min(right - left, bottom - top)));
+      pen.beginPath();
+      pen.arc((left + right) / 2, (top + bottom) / 2, size, 0, 2 * Math.PI);
+      pen.lineWidth = 2;
+      pen.strokeStyle = colors.paper;
+      pen.stroke();
+      pen.fillStyle = colors.ink;
+      pen.fill();
+    }
     function outline(run, line) {
       const place = placeOf(run);
       const [left, right] = [edgeX(place[view.x]), edgeX(place[view.x] + 1)];
@@ -341,7 +359,8 @@
   function brief(run) {
     const measure = measureNow();
     const value = measure ? `, ${measure.label} ${short(figures[measure.figure][run])}` : "";
-    return `${nameOf(run)}: ${classes[outcome[run]].label}${value}`;
+    const cause = explained.has(run) && explained.get(run).cause ? `, explained: ${explained.get(run).cause}` : "";
+    return `${nameOf(run)}: ${classes[outcome[run]].label}${value}${cause}`;
   }
 
   map.addEventListener("pointermove", (event) => {
@@ -484,9 +503,52 @@
     byId("facts").replaceChildren(
       ...facts.map(([name, value]) => element("div", {}, element("dt", {}, name), element("dd", {}, value))),
     );
-    byId("story").textContent = data.texts[textOf[run]];
+    byId("story").replaceChildren(...storyOf(run));
     drawCharts(run);
     root.dataset.run = String(run);
+  }
+  function storyOf(run) {
+    const told = explained.get(run);
+    if (!told) return [data.texts[textOf[run]]];
+    if (!told.cause) return [told.text];
+    const sure = `confidence ${Math.round(100 * told.confidence)} %`;
+    const parts = [
+      element("h3", { class: "cause" }, told.cause, " ", element("span", { class: "sure" }, sure)),
+      element("p", {}, told.text),
+    ];
+    const list = (heading, items) => items.length && parts.push(element("h4", {}, heading), element("ul", {}, ...items));
+    list("What would have changed it", told.remedies.map((remedy) => {
+      const [word, name] = { true: ["✓ verified by replay", "yes"], false: ["✗ refuted by replay", "no"] }[remedy.verified]
+        || ["not replayed", "open"];
+      const effect = remedy.verified === null ? ""
+        : `: largest rise × ${short(remedy.measured ?? Infinity)} instead of × ${short(remedy.unchanged ?? Infinity)}`;
+      return element("li", {}, element("b", {}, remedy.change), ` – ${remedy.predicted}; `,
+        element("span", { class: `replay ${name}` }, word), effect);
+    }));
+    list("Found besides", told.findings.map((text) => element("li", {}, text)));
+    if (told.evidence.length) {
+      const rows = told.evidence.map(([name, value, units]) =>
+        element("div", {}, element("dt", {}, name), element("dd", {}, `${short(value ?? Infinity)} ${units}`.trim())));
+      parts.push(element("h4", {}, "Numbers"), element("dl", { class: "numbers" }, ...rows));
+    }
+    list("Not tested", told.untested.map((text) => element("li", {}, text)));
+    return parts;
+  }
+  function drawExplained() {
+    const host = byId("explained");
+    host.hidden = explained.size === 0;
+    if (!explained.size) return;
+    const order = [...explained.keys()].sort((a, b) => a - b);
+    const turn = (by) => () => {
+      const next = by > 0 ? order.find((run) => run > chosen) : [...order].reverse().find((run) => run < chosen);
+      hovered = null;
+      choose(next ?? order[by > 0 ? 0 : order.length - 1]);
+    };
+    host.replaceChildren(
+      element("button", { type: "button", "aria-label": "previous explained run", onclick: turn(-1) }, "‹"),
+      element("button", { type: "button", "aria-label": "next explained run", onclick: turn(1) }, "›"),
+      element("span", {}, `${order.length} explained ${order.length === 1 ? "run" : "runs"}, dotted on the map`),
+    );
   }
   function choose(run) {
     chosen = run;
@@ -728,6 +790,7 @@
       label: axis.label, value: (run) => axis.values[placeOf(run)[i]], word: typeof axis.values[0] !== "number",
     })),
     { label: "outcome", value: (run) => classes[outcome[run]].label, word: true, outcome: true },
+    ...(explained.size ? [{ label: "cause", value: (run) => explained.get(run)?.cause ?? "", word: true }] : []),
     ...[["final loss", "last"], ["peak loss", "peak"], ["sharpness / threshold, start", "start"],
       ["sharpness / threshold, end", "end"]].map(([label, name]) => ({ label, value: (run) => figures[name][run] })),
     ...[["first rise", "first_rise"], ["not finite from", "first_bad"]].map(([label, name]) => ({
@@ -740,7 +803,7 @@
     if (sorting.column < 0) return found;
     const { value } = tableColumns[sorting.column];
     const sign = sorting.down ? -1 : 1;
-    const missing = (v) => typeof v === "number" && Number.isNaN(v);
+    const missing = (v) => v === "" || (typeof v === "number" && Number.isNaN(v));
     return found
       .map((run) => [value(run), run])
       .sort(([a, i], [b, j]) => {
@@ -827,6 +890,7 @@
   window.addEventListener("hashchange", () => choose(runOfAddress(location.hash, chosen)));
   function drawAll() {
     drawControls();
+    drawExplained();
     drawFilter();
     drawScale();
     drawCurveControls();

@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from lossland.report.contents import Explain, contents
+from lossland.report.contents import contents
+from lossland.report.stories import Explain
 from lossland.sweeps.archive import write_whole
 
 MOST_ROWS = 512
@@ -39,8 +40,9 @@ def write_report(
     Args:
         runs: what `ll.run` or `ll.load` returns, or a selection with at least one axis.
         path: the file to write.
-        explain: a function of one run whose result, as text, tells its story, such as `ll.explain`; called for at most
-            `num_explained` runs, spread over all outcomes. The others are described from their records.
+        explain: a function of one run that tells its story, such as `ll.explain`: its `Explanation` is laid out, of
+            anything else the text is shown. Called for at most `num_explained` runs, of each outcome those whose loss
+            rose most; the others are described from their records.
         num_explained: see `explain`.
         max_bytes: about how large the file's curves may be; with many runs each gets fewer points.
 

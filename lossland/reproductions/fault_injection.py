@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -9,23 +11,25 @@ from typing import Any, NamedTuple
 import numpy as np
 import xarray as xr
 
-from lossland import figures
+from lossland import figures, strict_json
 from lossland.diagnosis.causes import Cause
 from lossland.diagnosis.explain import explanations
 from lossland.diagnosis.explanation import Explanation
 from lossland.figures.confusion import confusion_figure
 from lossland.problems.problem import Problem
-from lossland.reproductions.fault_scenarios import HELD_OUT_SEEDS, SCENARIOS, Scenario
+from lossland.reproductions.fault_later import LATER
+from lossland.reproductions.fault_scenarios import EARLIER, HELD_OUT_SEEDS, Scenario
 from lossland.stability.intervals import binomial_interval
 from lossland.sweeps.execution import run
 from lossland.sweeps.forks import state_probe
 from lossland.sweeps.probes import as_probes
 from lossland.sweeps.sweep import Sweep
 
-FAST = ("divergence_line", "catapult_uv", "overshoot_quadratic", "noise_line", "healthy_quadratic")
-FAST_SEEDS = range(3)
+SCENARIOS = (*EARLIER, *LATER)
+FAST = ("divergence_heavy_ball", "overshoot_quadratic", "wall_gd", "healthy_quadratic")
+FAST_SEEDS = range(4)
 HEALTHY_SEEDS = range(150)
-"""Seeds of every healthy scenario in a full run: 4 x 150 runs."""
+"""Seeds of every healthy scenario in a full run: 5 x 150 runs."""
 
 
 class Found(NamedTuple):
@@ -49,22 +53,47 @@ class Found(NamedTuple):
 
 
 def measure(folder: Path, fast: bool, table: dict[str, Any]) -> tuple[dict[str, Any], list[Path]]:
-    """Train, explain and count; returns the numbers of the table and the figure's paths."""
+    """Train, explain and count; returns the numbers of the table and the figure's paths.
+
+    The table of all explanations is written after every scenario, so that a run cut short leaves those it made.
+    """
     chosen = [scenario for scenario in SCENARIOS if not fast or scenario.name in FAST]
-    found = [explained(scenario, FAST_SEEDS if fast else seeds_of(scenario)) for scenario in chosen]
+    found: list[Found] = []
+    for scenario in chosen:
+        began = time.process_time()
+        found.append(explained(scenario, FAST_SEEDS if fast else seeds_of(scenario)))
+        figures.save_numbers(tabulated(found), folder / "explanations")
+        spent = time.process_time() - began
+        print(f"  {scenario.name}: {len(found[-1].causes)} runs, {spent:.0f} s of processor time", file=sys.stderr)
     numbers, figure = summarised(found)
-    figures.save_numbers(tabulated(found), folder / "explanations")
+    (folder / "counts.json").write_text(strict_json.dumps(counted(found)) + "\n")
     paths = figures.save(figure, folder / "fault_injection")
     return {name: numbers[name] for name in table}, paths
 
 
+def counted(found: Sequence[Found]) -> dict[str, dict[str, Any]]:
+    """Right, unknown and wrong runs by list of scenarios, with Wilson intervals of the shares (95 %)."""
+    groups = {
+        "held_out_seeds": [one for one in found if _is_fault(one) and one.scenario.held_out == 0],
+        "held_out_scenarios": [one for one in found if _is_fault(one) and one.scenario.held_out == 1],
+        "later_scenarios": [one for one in found if _is_fault(one) and one.scenario.held_out == 2],
+        "healthy": [one for one in found if not _is_fault(one)],
+    }
+    table = {}
+    for name, group in groups.items():
+        right, total, wrong = _counts(group)
+        entry: dict[str, Any] = {"scenarios": len(group), "runs": total, "right": right, "wrong": wrong}
+        entry["unknown"] = total - right - wrong
+        for word in ("right", "wrong"):
+            entry[f"{word}_interval"] = [float(bound) for bound in binomial_interval(entry[word], total)]
+        table[name] = entry
+    return table
+
+
 def summarised(found: Sequence[Found]) -> tuple[dict[str, Any], Any]:
     """Count what was right; returns the numbers and the confusion matrix as a figure."""
-    faults = [one for one in found if one.scenario.cause is not Cause.healthy]
-    tuned = [one for one in faults if not one.scenario.held_out]
-    held = [one for one in faults if one.scenario.held_out]
-    healthy = [cause for one in found if one.scenario.cause is Cause.healthy for cause in one.causes]
-    right, total, wrong = _counts(tuned)
+    faults = [one for one in found if _is_fault(one)]
+    counts = counted(found)
     verified = [
         remedy.verified
         for one in faults
@@ -72,32 +101,46 @@ def summarised(found: Sequence[Found]) -> tuple[dict[str, Any], Any]:
         for remedy in explanation.remedies
         if remedy.verified is not None
     ]
-    remedied = _remedied(faults)
+    healthy = counts["healthy"]
     numbers: dict[str, Any] = {
         "scenarios": float(len(faults)),
         "runs_with_their_fault": float(sum(len(one.causes) for one in faults)),
-        "right_on_held_out_seeds": right / total,
-        "wrong_on_held_out_seeds": wrong / total,
-        "healthy_runs": float(len(healthy)),
-        "false_alarms": float(np.mean([cause is not Cause.healthy for cause in healthy])),
+        "healthy_runs": float(healthy["runs"]),
+        "false_alarms": 1 - _share(healthy, "right"),
         "remedies_verified": float(np.mean(verified)),
-        "runs_with_a_verified_remedy": float(np.mean(remedied)),
+        "runs_with_a_verified_remedy": float(np.mean(_remedied(faults))),
     }
-    right_held, total_held, wrong_held = _counts(held)
-    if held:
-        numbers |= {
-            "right_on_held_out_scenarios": right_held / total_held,
-            "wrong_on_held_out_scenarios": wrong_held / total_held,
-        }
-    low, high = (float(bound) for bound in binomial_interval(int(right), int(total)))
-    note = (
-        f"{int(total)} runs of {len(tuned)} scenarios that set limits, on other seeds: {right / total:.1%} right "
-        f"(95 % interval {low:.1%} to {high:.1%})"
-    )
-    if held:
-        note += f"; {int(total_held)} runs of {len(held)} later scenarios: {right_held / total_held:.1%} right"
-    note += f". Healthy runs: {len(healthy)}."
-    return numbers, _figure(found, note)
+    for name in ("held_out_seeds", "held_out_scenarios", "later_scenarios"):
+        if counts[name]["scenarios"]:
+            numbers |= {f"{word}_on_{name}": _share(counts[name], word) for word in ("right", "wrong")}
+    return numbers, _figure(found, _note(counts))
+
+
+def _is_fault(one: Found) -> bool:
+    return one.scenario.cause is not Cause.healthy
+
+
+def _share(entry: dict[str, Any], word: str) -> float:
+    return entry[word] / max(entry["runs"], 1)
+
+
+def _note(counts: dict[str, dict[str, Any]]) -> str:
+    """The counts in a sentence each."""
+    words = {
+        "held_out_seeds": "scenarios that set limits, on other seeds",
+        "held_out_scenarios": "held-out scenarios",
+        "later_scenarios": "held-out scenarios of a later list",
+    }
+    parts = []
+    for name, text in words.items():
+        entry = counts[name]
+        if entry["runs"]:
+            low, high = entry["right_interval"]
+            parts.append(
+                f"{entry['runs']} runs of {entry['scenarios']} {text}: {_share(entry, 'right'):.1%} right "
+                f"({low:.1%} to {high:.1%}), {entry['wrong']} wrong"
+            )
+    return "; ".join(parts) + f". Healthy runs: {counts['healthy']['runs']}. Intervals of 95 %."
 
 
 def seeds_of(scenario: Scenario) -> range:
@@ -144,12 +187,12 @@ def tabulated(found: Sequence[Found]) -> xr.Dataset:
     )
 
 
-def _counts(found: Sequence[Found]) -> tuple[float, float, float]:
+def _counts(found: Sequence[Found]) -> tuple[int, int, int]:
     """Runs that are right, all with their fault, and runs that are wrong ("unknown" is neither)."""
     right = sum(cause is one.scenario.cause for one in found for cause in one.causes)
     total = sum(len(one.causes) for one in found)
     unknown = sum(cause is Cause.unknown for one in found for cause in one.causes)
-    return float(right), float(max(total, 1)), float(total - right - unknown)
+    return right, total, total - right - unknown
 
 
 def _remedied(found: Sequence[Found]) -> list[bool]:
@@ -172,6 +215,6 @@ def _figure(found: Sequence[Found], note: str) -> Any:
         counts,
         [one.scenario.name for one in found],
         [cause.value for cause in named],
-        [one.scenario.held_out for one in found],
+        [bool(one.scenario.held_out) for one in found],
         note,
     )

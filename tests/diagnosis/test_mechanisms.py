@@ -108,6 +108,15 @@ class TestDecisions:
         assert decide(with_ratio(bumped(), 3.0, rest=0.9, **parts)).cause is Cause.beyond_quadratic
         assert decide(with_ratio(bumped(), 3.0, rest=0.1, **parts)).cause is Cause.edge_of_stability
 
+    def test_inside_a_wall_the_curvature_promises_more_than_the_rise(self):
+        parts = {"change": 1.0, "slope": -0.5, "curvature": 2.2, "rest": -0.7}
+        seen = observation(bumped(), **parts)
+        steps = np.array([0.0, 97, 98, 99, 199])
+        met = seen.changed(ratio_step=steps, ratio=np.array([0.1, 0.1, 0.1, 2.5, 0.1]))
+        assert decide(met).cause is Cause.beyond_quadratic
+        sharpened = seen.changed(ratio_step=steps, ratio=np.array([0.1, 0.9, 1.0, 1.1, 0.9]))
+        assert decide(sharpened).cause is Cause.edge_of_stability
+
     def test_noise_is_told_apart_by_who_makes_it(self):
         seen = with_ratio(bumped(), 0.1, batch_size=2, num_examples=60, noise_ratio=5.0)
         assert decide(seen).cause is Cause.minibatch_noise
@@ -150,6 +159,42 @@ class TestDecisions:
         seen = observe(xr.Dataset(records | {"first_bad_step": 0}, {"step": [0, 5]}))
         assert seen.recorded_rise is None
         assert decide(seen).cause is Cause.unknown
+
+
+class TestSchedules:
+    """The rate rises at step 55, the loss at step 99: ratio and replay say whether the one brought the other."""
+
+    @staticmethod
+    def seen(after: float, ratios: tuple[float, ...], held: float = 0.0) -> Observation:
+        seen = observation(bumped()).changed(rates=np.where(STEPS < 55, 0.1, after))
+        ratio_step, ratio = np.array([0.0, 54, 56, 80, 99, 199]), np.array(ratios)
+        arms = {"unchanged": np.log(4), "learning_rate_below": 0.0, "schedule_held": held}
+        return seen.changed(ratio_step=ratio_step, ratio=ratio, arms=arms)
+
+    def test_a_rate_that_crossed_the_threshold_long_before_is_the_cause(self):
+        seen = self.seen(1.0, (0.2, 0.2, 1.6, 0.9, 1.3, 1.0))
+        assert seen.rate_rise == (54, 0.1, 1.0)
+        assert decide(seen).cause is Cause.schedule_jump
+        assert decide(seen).evidence["learning_rate_rose_after"].value == 54
+
+    def test_sharpness_that_grew_to_the_threshold_afterwards_is_not(self):
+        assert decide(self.seen(0.2, (0.1, 0.1, 0.2, 0.6, 1.05, 1.0))).cause is Cause.edge_of_stability
+
+    def test_nor_is_a_rate_without_which_the_loss_rises_all_the_same(self):
+        seen = self.seen(1.0, (0.2, 0.2, 1.6, 0.9, 1.3, 1.0), held=np.log(4))
+        assert decide(seen).cause is Cause.edge_of_stability
+
+    def test_below_the_threshold_the_rate_has_to_have_doubled(self):
+        below = (0.01, 0.01, 0.1, 0.1, 0.1, 0.1)
+        assert decide(self.seen(1.0, below)).cause is Cause.schedule_jump
+        assert decide(self.seen(0.15, below)).cause is Cause.unknown
+
+    def test_a_rate_that_only_falls_has_no_rise(self):
+        seen = observation(bumped()).changed(rates=1.0 / (1 + STEPS))
+        assert seen.rate_rise is None
+        warm = observation(bumped()).changed(rates=np.minimum(STEPS / 100, 1.0))
+        assert warm.rate_rise is not None
+        assert warm.rate_rise.step == 0
 
 
 class TestProof:

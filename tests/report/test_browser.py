@@ -1,12 +1,14 @@
 """The page in headless Chromium, where there is one: its script runs under its own policy, a link chooses a run."""
 
 import re
+from dataclasses import replace
 
 import numpy as np
 import optax
 import pytest
 
 import lossland as ll
+from lossland.diagnosis.explanation import Remedy
 from lossland.report.page import _part
 from tests.report.synthetic import CHROMIUM, dumped, small
 from tests.report.test_page import HOSTILE, Elements
@@ -21,8 +23,14 @@ def text_of(page, name):
 def test_names_that_are_markup_are_shown_as_they_are(tmp_path):
     runs = small().assign_attrs(title=HOSTILE, problem=HOSTILE)
     runs["loss"].attrs |= {"units": HOSTILE}
-    path = ll.write_report(runs, tmp_path / "report.html", explain=lambda run: HOSTILE)
-    page = dumped(path)
+    made = ll.explain(runs.isel(learning_rate=-1, seed=0))
+    made = replace(
+        made, findings=(HOSTILE,), untested=(HOSTILE,), remedies=(Remedy(HOSTILE, HOSTILE, False, 2.0, 3.0),)
+    )
+    path = ll.write_report(runs, tmp_path / "report.html", explain=lambda run: made if int(run["seed"]) else HOSTILE)
+    page = dumped(path, "#learning_rate=4,seed=1")
+    assert "refuted by replay" in page
+    assert page.count("&lt;img src=x") >= 5, "each is shown, as text"
     assert "data-ready=" in page
     assert "<title>broken" not in page
     assert "img" not in {tag for tag, _ in Elements(page).tags}
