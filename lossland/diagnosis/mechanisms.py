@@ -253,7 +253,7 @@ def _threshold(seen: Observation, rise: Rise) -> Verdict | None:
     if not _crossed(seen, rise) >= NEAR:
         return None
     evidence = _basic(seen, rise)
-    if rise.valley <= 2 * seen.resolution and seen.first_ratio >= NEAR:
+    if seen.first_ratio >= NEAR and (rise.valley <= 2 * seen.resolution or _above_until(seen, rise.start)):
         if rise.recovery is None and not seen.loss[-1] < seen.loss[0]:
             return Verdict(Cause.learning_rate_above_threshold, 0.9, evidence)
         return Verdict(Cause.catapult, 0.85 if seen.last_ratio < 1 else 0.6, evidence)
@@ -264,6 +264,12 @@ def _threshold(seen: Observation, rise: Rise) -> Verdict | None:
     if seen.is_adaptive and not np.isfinite(seen.moment_share):
         return Verdict(Cause.edge_of_stability, 0.5, evidence)
     return Verdict(Cause.edge_of_stability, 0.8, evidence)
+
+
+def _above_until(seen: Observation, step: int) -> bool:
+    """Whether no ratio to the threshold below 1 was measured up to a step: nothing sharpened to it from below."""
+    early = (seen.ratio_step <= step) & np.isfinite(seen.ratio)
+    return bool(np.all(seen.ratio[early] >= 1))
 
 
 def _below(seen: Observation, rise: Rise) -> Verdict | None:

@@ -67,7 +67,7 @@
     if (!Number.isFinite(value)) return "–";
     const size = Math.abs(value);
     if (value === 0) return "0";
-    if (size >= 1e-3 && size < 1e5) return String(Number(value.toPrecision(3)));
+    if (size >= 1e-3 && size < 1e5) return String(Number(value.toPrecision(3))).replace("-", "−");
     return value.toExponential(2).replace(/\.?0+e/, "e").replace("e+", "e").replace("-", "−").replace("e-", "e−");
   }
   const superscript = (power) => String(power).replace(/[-0-9]/g, (digit) => (digit === "-" ? "⁻" : "⁰¹²³⁴⁵⁶⁷⁸⁹"[digit]));

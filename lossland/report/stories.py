@@ -45,7 +45,7 @@ def told(found: Any) -> dict[str, Any]:
     return {
         "cause": found.cause.value.replace("_", " "),
         "confidence": found.confidence,
-        "text": f"{found.cause.description[:1].upper()}{found.cause.description[1:]}. {found.story}",
+        "text": " ".join(f"{part[:1].upper()}{part[1:]}." for part in (found.cause.description, found.story) if part),
         "evidence": [
             [name.replace("_", " "), measure.value, "" if measure.units == "1" else measure.units]
             for name, measure in found.evidence.items()

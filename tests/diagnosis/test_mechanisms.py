@@ -117,6 +117,18 @@ class TestDecisions:
         sharpened = seen.changed(ratio_step=steps, ratio=np.array([0.1, 0.9, 1.0, 1.1, 0.9]))
         assert decide(sharpened).cause is Cause.edge_of_stability
 
+    def test_a_second_rise_of_a_start_that_was_too_sharp_is_still_the_catapult(self):
+        loss = np.where(STEPS < 3, 2.0**STEPS, 0.01 * 3.0 ** np.minimum(STEPS - 3, 5))
+        loss[20:] = 0.001 * np.exp(-STEPS[20:] / 50)
+        seen = observation(loss)
+        assert seen.rise is not None
+        assert seen.rise.valley == 3
+        steps = np.array([0.0, 1, 2, 3, 8, 20, 199])
+        never_below = seen.changed(ratio_step=steps, ratio=np.array([1.9, 1.9, 1.8, 1.8, 1.9, 0.3, 0.2]))
+        assert decide(never_below).cause is Cause.catapult
+        between = seen.changed(ratio_step=steps, ratio=np.array([1.9, 1.9, 0.5, 1.1, 1.2, 0.3, 0.2]))
+        assert decide(between).cause is Cause.edge_of_stability
+
     def test_noise_is_told_apart_by_who_makes_it(self):
         seen = with_ratio(bumped(), 0.1, batch_size=2, num_examples=60, noise_ratio=5.0)
         assert decide(seen).cause is Cause.minibatch_noise
