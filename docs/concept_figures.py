@@ -50,14 +50,14 @@ def threshold() -> Figure:
 
 def edge_of_stability() -> Figure:
     """A small network trained by gradient descent for long: sharpness over threshold, and the loss."""
-    problem = ll.problems.synthetic.chebyshev(degree=3, num_examples=64, widths=(24, 24))
-    sweep = ll.Sweep({"learning_rate": [0.3]}, seeds=[0], num_steps=8_000, every=40)
+    problem = ll.problems.synthetic.chebyshev(degree=3, num_examples=32, widths=(16, 16))
+    sweep = ll.Sweep({"learning_rate": [0.15]}, seeds=[0], num_steps=6_000, every=20)
     runs = ll.run(problem, optax.sgd, sweep, ["loss", "sharpness"], progress=False).isel(learning_rate=0, seed=0)
     figure, axes = panels(2)
     step = runs["step"].values
     axes[0].axhline(1, color=style.GREY, linewidth=0.8, linestyle="--")
     axes[0].plot(step, runs["relative_sharpness"], color=COLORS[0], linewidth=0.7)
-    axes[0].annotate("the edge: 2 / learning rate", (step[-1], 1), (0, 4), textcoords="offset points", ha="right",
+    axes[0].annotate("the edge: 2 / learning rate", (step[-1], 1), (0, -10), textcoords="offset points", ha="right",
                      fontsize=style.SMALL, color=style.GREY)  # fmt: skip
     axes[0].set(xlabel="step", ylabel="sharpness / threshold", ylim=(0, None))
     axes[1].plot(step, runs["loss"], color=COLORS[0], linewidth=0.7)

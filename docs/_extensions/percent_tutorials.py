@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import contextlib
+import hashlib
 import io
 import os
 import shutil
@@ -17,7 +18,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import lossland
+
 MARKER = "# %%"
+KEPT = Path(__file__).parents[1] / "_build" / "tutorials"
+"""Figures and pages of tutorials that were run."""
 
 
 class Cell(NamedTuple):
@@ -79,7 +84,16 @@ def execute(script: str, name: str, folder: Path) -> Iterator[tuple[Cell, Output
         yield cell, Output(printed.getvalue(), figures), names
 
 
-def page(script: str, name: str, images: Path, link: str) -> str:
+class Page(NamedTuple):
+    """A tutorial that was run: Markdown for readers; what it printed, drew and defined, for tests."""
+
+    text: str
+    printed: str
+    figures: list[Path]
+    names: dict[str, Any]
+
+
+def page(script: str, name: str, images: Path, link: str) -> Page:
     """Run a script and lay it out as Markdown.
 
     Args:
@@ -89,9 +103,10 @@ def page(script: str, name: str, images: Path, link: str) -> str:
         link: that folder, as the page sees it.
     """
     images.mkdir(parents=True, exist_ok=True)
-    parts = []
+    parts, printed, figures, names = [], "", [], {}
     with tempfile.TemporaryDirectory() as place:
-        for cell, output, _ in execute(script, name, Path(place)):
+        for cell, output, now in execute(script, name, Path(place)):
+            names = now
             if output is None:
                 parts.append(cell.text)
                 continue
@@ -103,18 +118,36 @@ def page(script: str, name: str, images: Path, link: str) -> str:
                 shutil.copyfile(figure, images / target)
                 alternative = f"figure {figure.stem.replace('_', ' ')}, drawn by the lines above"
                 parts.append(f"![{alternative}]({link}/{target})")
+                figures.append(images / target)
+            printed += output.printed
     title, _, rest = "\n\n".join(parts).partition("\n")
-    return f"{title}\n\n*A script to download and change: {{download}}`{name}`.*\n{rest}\n"
+    text = f"{title}\n\n*A script to download and change: {{download}}`{name}`.*\n{rest}\n"
+    return Page(text, printed, figures, names)
+
+
+def keep(path: Path) -> Page:
+    """Run a tutorial and keep its page for the next build, which then need not run it again."""
+    script = path.read_text()
+    made = page(script, path.name, KEPT, os.path.relpath(KEPT, path.parent))
+    place = kept_as(path.stem, script)
+    place.with_suffix(".part").write_text(made.text)
+    place.with_suffix(".part").replace(place)
+    return made
+
+
+def kept_as(stem: str, script: str) -> Path:
+    """Where the page of a script is kept: another name for another script or another version of the library."""
+    sources = sorted(Path(lossland.__file__).parent.rglob("*.py"))
+    digest = hashlib.sha256(script.encode() + b"".join(path.read_bytes() for path in sources))
+    return KEPT / f"{stem}-{digest.hexdigest()[:16]}.page"
 
 
 def render(app: Any, document: str, source: list[str]) -> None:
     """Put the run tutorial in the place of its script."""
     path = Path(app.env.doc2path(document))
-    if path.suffix != ".py":
-        return
-    images = Path(app.srcdir) / "_build" / "tutorials"
-    link = os.path.relpath(images, path.parent)
-    source[0] = page(source[0], path.name, images, link)
+    if path.suffix == ".py":
+        kept = kept_as(path.stem, path.read_text())
+        source[0] = kept.read_text() if kept.exists() else keep(path).text
 
 
 def setup(app: Any) -> dict[str, Any]:

@@ -53,9 +53,11 @@ def test_figures_are_copied_and_shown(tmp_path):
         "# %% [markdown]\n# # T\n# %%\nfrom matplotlib.figure import Figure\nfrom lossland import figures\n"
         "figures.save(Figure((1, 1)), 'out/dot')\n"
     )
-    page = percent.page(script, "tiny.py", tmp_path / "images", "images")
+    made = percent.page(script, "tiny.py", tmp_path / "images", "images")
+    page = made.text
     assert "(images/tiny_dot.png)" in page
     assert (tmp_path / "images" / "tiny_dot.png").read_bytes()[:4] == b"\x89PNG"
+    assert made.figures == [tmp_path / "images" / "tiny_dot.png"]
     assert page.startswith("# T\n\n*A script")
 
 
