@@ -9,7 +9,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "lossland"
 FLOORS = [
-    {"problems", "optimizers", "thresholds", "curvature", "strict_json"},
+    {"problems", "optimizers", "thresholds", "curvature", "strict_json", "arguments"},
     {"sweeps", "landscapes"},
     {"stability"},
     {"diagnosis"},
