@@ -22,6 +22,17 @@ from jax.flatten_util import ravel_pytree
 from lossland.arguments import FUNCTION, KEY, TREE, count, either, expects, number, optional, pair, several
 from lossland.curvature import hessian, top_eigenpairs
 
+__all__ = [
+    "filter_normalised",
+    "gradient_direction",
+    "line",
+    "plane",
+    "principal_directions",
+    "random_direction",
+    "top_eigenvectors",
+    "trajectory_plane",
+]
+
 Params = Any
 Objective = Callable[[Params], Array]
 MOST_POINTS = 2**24

@@ -14,7 +14,7 @@ FLOORS = [
     {"stability"},
     {"diagnosis"},
     {"figures"},
-    {"mapping", "explaining", "reproductions", "report"},
+    {"mapping", "explaining", "reproductions", "report", "selfcheck"},
     {"cli"},
     {"__main__"},
 ]

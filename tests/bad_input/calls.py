@@ -365,6 +365,11 @@ def _training_calls():
             },
         ),
         "load": Call(ll.load, lambda: {"path": "nowhere"}, {"path": NO_PATH, "lazy": NO_FLAG}),
+        "to_tensorboard": Call(
+            ll.to_tensorboard,
+            lambda: {"runs": runs(), "folder": "nowhere"},
+            {"runs": NO_DATASET, "folder": NO_PATH},
+        ),
         "write_report": Call(
             ll.write_report,
             lambda: {"runs": runs(), "path": "nowhere/report.html"},
