@@ -47,13 +47,13 @@ def adam() -> Fact:
     """Measure the preconditioned sharpness at which Adam turns unstable: 38 / learning_rate for b1 = 0.9.
 
     Equation: 2 (1 + b1) / ((1 - b1) learning_rate). The divisor sqrt(v) + eps is held by an eps far above sqrt(v), so
-    that the preconditioned sharpness is curvature / eps. The start is tiny because Adam's first steps, their bias
-    corrections not settled, multiply it by some 10^6.
+    that the preconditioned sharpness is curvature / eps. The start is tiny, in float64, because Adam's first steps,
+    whose bias corrections are not settled, multiply it by some 10^12.
 
     Source: Cohen et al. 2022, section 2.
     """
     optimizer = Optimizer(optax.adam, b1=0.9, eps=1.0)
-    found = _threshold(optimizer, curvature=10.0, scale=1e-13, textbook=38.0, num_steps=4000)
+    found = _threshold(optimizer, curvature=10.0, scale=1e-30, textbook=38.0, num_steps=2000)
     return _compared("Adam (b1 = 0.9) on a quadratic turns unstable", found, 38.0)
 
 
@@ -106,7 +106,8 @@ def _threshold(
 
     problem = Problem(init, loss, np.zeros(1, np.float32), name="parabola")
     rates = textbook / curvature * np.linspace(1 - SPAN, 1 + SPAN, NUM_RATES)
-    runs = run(problem, optimizer, Sweep({"learning_rate": rates}, 4, num_steps, num_steps // 20), progress=False)
+    sweep = Sweep({"learning_rate": rates}, 4, num_steps, num_steps // 20, "float64")
+    runs = run(problem, optimizer, sweep, progress=False)
     found = critical_learning_rate(runs)
     return float(found["below"].min()) * curvature, float(found["above"].max()) * curvature
 
