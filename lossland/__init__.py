@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from lossland.sweeps.planning import plan
     from lossland.sweeps.probes import Probe, accuracy_probe
     from lossland.sweeps.sweep import Outcome, Sweep
+    from lossland.sweeps.tensorboard import to_tensorboard
     from lossland.thresholds import threshold
 
 _NAMESPACES = {"adaptive", "curvature", "figures", "landscapes", "problems"}
@@ -112,6 +113,7 @@ _HOME = {
     "stability_map": "lossland.stability.maps",
     "state_probe": "lossland.sweeps.forks",
     "threshold": "lossland.thresholds",
+    "to_tensorboard": "lossland.sweeps.tensorboard",
     "write_report": "lossland.report",
     "zoom": "lossland.stability.fractal",
 }
@@ -176,6 +178,7 @@ __all__ = [
     "stability_map",
     "state_probe",
     "threshold",
+    "to_tensorboard",
     "write_report",
     "zoom",
 ]

@@ -19,14 +19,33 @@ import xarray as xr
 from jax import Array, lax
 from jax.flatten_util import ravel_pytree
 
+from lossland.arguments import FUNCTION, KEY, TREE, count, either, expects, number, optional, pair, several
 from lossland.curvature import hessian, top_eigenpairs
+
+__all__ = [
+    "filter_normalised",
+    "gradient_direction",
+    "line",
+    "plane",
+    "principal_directions",
+    "random_direction",
+    "top_eigenvectors",
+    "trajectory_plane",
+]
 
 Params = Any
 Objective = Callable[[Params], Array]
+MOST_POINTS = 2**24
+"""Points of one line."""
+REACH = either(number(above=0), pair(number()))
+POINTS = either(count(2, 2**12), pair(count(2, 2**12)))
 MARGIN = 0.2
 """A plane of a trajectory reaches this share of the trajectory's extent beyond it."""
 
 
+@expects(
+    objective=FUNCTION, params=TREE, direction=TREE, extent=REACH, num_points=count(2, MOST_POINTS), batch_size=count()
+)
 def line(
     objective: Objective,
     params: Params,
@@ -54,7 +73,7 @@ def line(
     Raises:
         ValueError: if the direction is not a pytree like the parameters, or is not finite, or a number is out of range.
     """
-    flat, flats, unravel = _flat(params, [direction])
+    flat, flats, unravel = _flat(params, [direction], "direction")
     distances = _distances(extent, num_points, "extent")
     losses = _losses(objective, flat, flats, distances[:, None], unravel, batch_size)
     return xr.Dataset(
@@ -64,6 +83,14 @@ def line(
     )
 
 
+@expects(
+    objective=FUNCTION,
+    params=TREE,
+    directions=several(TREE),
+    extent=either(REACH, several(REACH)),
+    num_points=POINTS,
+    batch_size=count(),
+)
 def plane(
     objective: Objective,
     params: Params,
@@ -115,6 +142,7 @@ def plane(
     )
 
 
+@expects(objective=FUNCTION, trajectory=TREE, directions=optional(several(TREE)), num_points=POINTS, batch_size=count())
 def trajectory_plane(
     objective: Objective,
     trajectory: Params,
@@ -151,6 +179,8 @@ def trajectory_plane(
     if directions is None:
         chosen = principal_directions(trajectory, 2)[0]
     else:
+        if len(directions) != 2:
+            raise ValueError(f"directions: expected two, got {len(directions)}")
         chosen = _orthonormal(last, directions)
     flat, flats, _ = _flat(last, chosen)
     points = np.asarray(jax.vmap(lambda point: ravel_pytree(point)[0])(trajectory), np.float64)
@@ -177,6 +207,7 @@ def trajectory_plane(
     return result
 
 
+@expects(objective=FUNCTION, params=TREE, k=count(), tol=number(above=0))
 def top_eigenvectors(objective: Objective, params: Params, k: int = 2, *, tol: float = 1e-4) -> list[Params]:
     """Find the k sharpest directions: unit eigenvectors of the Hessian, largest eigenvalue first.
 
@@ -190,6 +221,7 @@ def top_eigenvectors(objective: Objective, params: Params, k: int = 2, *, tol: f
     return [jax.tree.map(lambda leaf, place=place: leaf[place], pairs.vectors) for place in range(k)]
 
 
+@expects(objective=FUNCTION, params=TREE)
 def gradient_direction(objective: Objective, params: Params) -> Params:
     """Return the unit vector along the gradient, uphill.
 
@@ -204,6 +236,7 @@ def gradient_direction(objective: Objective, params: Params) -> Params:
     return unravel(flat / norm)
 
 
+@expects(key=KEY, params=TREE)
 def random_direction(key: Array, params: Params) -> Params:
     """Draw a filter-normalised Gaussian direction: see `filter_normalised`."""
     leaves, structure = jax.tree.flatten(params)
@@ -212,6 +245,7 @@ def random_direction(key: Array, params: Params) -> Params:
     return filter_normalised(jax.tree.unflatten(structure, drawn), params)
 
 
+@expects(direction=TREE, params=TREE)
 def filter_normalised(direction: Params, params: Params) -> Params:
     """Scale each filter of a direction to the norm of the same filter of the parameters.
 
@@ -222,7 +256,7 @@ def filter_normalised(direction: Params, params: Params) -> Params:
     Raises:
         ValueError: if the direction is not a pytree like the parameters.
     """
-    _flat(params, [direction])
+    _flat(params, [direction], "direction")
 
     def scaled(move: Array, weight: Array) -> Array:
         if jnp.ndim(weight) < 2:
@@ -235,6 +269,7 @@ def filter_normalised(direction: Params, params: Params) -> Params:
     return jax.tree.map(scaled, direction, params)
 
 
+@expects(trajectory=TREE, k=count())
 def principal_directions(trajectory: Params, k: int = 2) -> tuple[list[Params], np.ndarray]:
     """Find the principal components of a trajectory's points minus its last one, and the share each explains.
 
@@ -264,23 +299,23 @@ def _orthonormal(params: Params, directions: Sequence[Params]) -> list[Params]:
 
 
 def _flat(
-    params: Params, directions: Sequence[Params]
+    params: Params, directions: Sequence[Params], name: str = "directions"
 ) -> tuple[np.ndarray, np.ndarray, Callable[[np.ndarray], Params]]:
     """The point and the directions as float64 vectors, and the way back to a pytree in the parameters' dtypes."""
     shapes = jax.tree.map(jnp.shape, params)
     for place, direction in enumerate(directions):
         if jax.tree.structure(direction) != jax.tree.structure(params) or jax.tree.map(jnp.shape, direction) != shapes:
             raise ValueError(
-                f"direction {place}: expected a pytree like the parameters, {shapes}, got "
+                f"{name}: number {place}: expected a pytree like the parameters, {shapes}, got "
                 f"{jax.tree.map(jnp.shape, direction)}"
             )
     flat, unravel = ravel_pytree(params)
     flats = np.stack([np.asarray(ravel_pytree(direction)[0], np.float64) for direction in directions])
     for place, one in enumerate(flats):
         if not np.isfinite(one).all():
-            raise ValueError(f"direction {place}: expected finite values, got NaN or inf")
+            raise ValueError(f"{name}: number {place}: expected finite values, got NaN or inf")
         if not np.any(one):
-            raise ValueError(f"direction {place}: it is zero, which is no direction")
+            raise ValueError(f"{name}: number {place}: it is zero, which is no direction")
     return np.asarray(flat, np.float64), flats, lambda vector: unravel(jnp.asarray(vector, flat.dtype))
 
 

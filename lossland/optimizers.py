@@ -42,7 +42,7 @@ class Schedule:
     def __init__(self, factory: Callable[..., Any], /, **arguments: Any):
         if not callable(factory):
             raise ValueError(
-                f"schedule: expected a function such as optax.exponential_decay, got {type(factory).__name__}"
+                f"factory: expected a schedule such as optax.exponential_decay, got {type(factory).__name__}"
             )
         self.factory, self.arguments = factory, dict(arguments)
         for name in arguments:

@@ -9,12 +9,12 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "lossland"
 FLOORS = [
-    {"problems", "optimizers", "thresholds", "curvature", "strict_json"},
+    {"problems", "optimizers", "thresholds", "curvature", "strict_json", "arguments"},
     {"sweeps", "landscapes"},
     {"stability"},
     {"diagnosis"},
     {"figures"},
-    {"mapping", "explaining", "reproductions", "report"},
+    {"mapping", "explaining", "reproductions", "report", "selfcheck"},
     {"cli"},
     {"__main__"},
 ]

@@ -168,9 +168,9 @@ class TestBadInput:
     @pytest.mark.parametrize(
         ("change", "message"),
         [
-            ({"direction": {"x": jnp.ones(2)}}, "direction 0: expected a pytree like the parameters"),
-            ({"direction": {"x": jnp.zeros(3)}}, "direction 0: it is zero"),
-            ({"direction": {"x": jnp.array([1.0, np.nan, 0.0])}}, "direction 0: expected finite"),
+            ({"direction": {"x": jnp.ones(2)}}, "direction: number 0: expected a pytree like the parameters"),
+            ({"direction": {"x": jnp.zeros(3)}}, "direction: number 0: it is zero"),
+            ({"direction": {"x": jnp.array([1.0, np.nan, 0.0])}}, "direction: number 0: expected finite"),
             ({"extent": -1.0}, "extent: expected a positive"),
             ({"num_points": 1}, "num_points: expected"),
             ({"batch_size": 0}, "batch_size: expected"),

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
+from lossland.arguments import ARRAY, FUNCTION, Rule, choice, count, expects, number
 from lossland.curvature.factorisations import eig
 from lossland.curvature.lanczos import ROUNDING_UNITS, check_positive, check_start, dot, generic_vector, unit
 
@@ -51,6 +52,15 @@ class _Solve(NamedTuple):
     pair: OutermostEigenpair
 
 
+@expects(
+    matvec=FUNCTION,
+    rmatvec=FUNCTION,
+    start=ARRAY,
+    target=choice("largest", "oscillating"),
+    tol=number(above=0),
+    num_vectors=count(),
+    max_restarts=count(),
+)
 def outermost_eigenpair(
     matvec: Callable[[Array], Array],
     rmatvec: Callable[[Array], Array],
@@ -130,6 +140,12 @@ def outermost_eigenpair(
     ).pair
 
 
+@expects(
+    matvec=FUNCTION,
+    rmatvec=FUNCTION,
+    num_params=count(),
+    dtype=Rule("a dtype of floats", lambda dtype: jnp.issubdtype(dtype, jnp.floating)),
+)
 def balancing(
     matvec: Callable[[Array], Array], rmatvec: Callable[[Array], Array], num_params: int, dtype: jnp.dtype
 ) -> Array:

@@ -14,6 +14,8 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 from jax import Array, lax
 
+from lossland.arguments import ARRAY, FUNCTION, count, expects, number
+
 MAX_BASIS_BYTES = 2**28
 ROUNDING_UNITS = 32  # of eps * ||H||: what a float Hessian product cannot resolve; residuals below it are zero
 _POINTS = 16  # shifts tried at once in a multisection: one vector register, 4 bits a round
@@ -85,6 +87,9 @@ def basis_size(num_params: int, num_vectors: int, dtype: Any, max_bytes: int = M
     return max(1, min(num_vectors, num_params, affordable))
 
 
+@expects(
+    matvec_flat=FUNCTION, start=ARRAY, tol=number(above=0), num_vectors=count(), max_matvecs=count(), any_lane=FUNCTION
+)
 def top_eigenpair(
     matvec_flat: Callable[[Array], Array],
     start: Array,

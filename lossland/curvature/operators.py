@@ -19,6 +19,8 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jax.flatten_util import ravel_pytree
 
+from lossland.arguments import ARRAY, FUNCTION, TREE, count, expects
+
 Params: TypeAlias = Any
 Matvec: TypeAlias = Callable[[Params], Params]
 
@@ -35,6 +37,7 @@ def full_precision() -> Iterator[None]:
         yield
 
 
+@expects(objective=FUNCTION, params=TREE)
 def hessian(objective: Callable[[Params], Array], params: Params) -> Matvec:
     """Build the product v -> H v with the Hessian H = d^2 objective / d params^2 at `params`, linearised once.
 
@@ -48,6 +51,7 @@ def hessian(objective: Callable[[Params], Array], params: Params) -> Matvec:
         return jax.linearize(jax.grad(objective), params)[1]
 
 
+@expects(predict=FUNCTION, loss=FUNCTION, params=TREE)
 def gauss_newton(predict: Callable[[Params], Any], loss: Callable[[Any], Array], params: Params) -> Matvec:
     """Build the product with the generalised Gauss-Newton matrix G = J^T (d^2 loss / d outputs^2) J, linearised once.
 
@@ -61,6 +65,7 @@ def gauss_newton(predict: Callable[[Params], Any], loss: Callable[[Any], Array],
     return lambda vector: pull(curve(push(vector)))[0]
 
 
+@expects(predict=FUNCTION, output_fisher=FUNCTION, params=TREE)
 def fisher(
     predict: Callable[[Params], Array], output_fisher: Callable[[Array, Array], Array], params: Params
 ) -> Matvec:
@@ -78,6 +83,7 @@ def fisher(
     return lambda vector: pull(output_fisher(outputs, push(vector)))[0]
 
 
+@expects(logits=ARRAY, tangent=ARRAY)
 def categorical(logits: Array, tangent: Array) -> Array:
     """Apply (diag(p) - p p^T) / n, p = softmax(logits): `Float[Array, "n classes"]`, softmax cross-entropy."""
     probability = jax.nn.softmax(logits, axis=-1)
@@ -85,16 +91,19 @@ def categorical(logits: Array, tangent: Array) -> Array:
     return probability * centred / logits.shape[0]
 
 
+@expects(logits=ARRAY, tangent=ARRAY)
 def bernoulli(logits: Array, tangent: Array) -> Array:
     """Apply p (1 - p) / n, p = sigmoid(logits): `Float[Array, "n ..."]`, sigmoid cross-entropy summed over outputs."""
     return jax.nn.sigmoid(logits) * jax.nn.sigmoid(-logits) * tangent / logits.shape[0]
 
 
+@expects(means=ARRAY, tangent=ARRAY)
 def gaussian(means: Array, tangent: Array) -> Array:
     """Apply 1 / n: `Float[Array, "n ..."]`, unit variance, i.e. half the squared error summed over outputs."""
     return tangent / means.shape[0]
 
 
+@expects(example_losses=FUNCTION, params=TREE)
 def empirical_fisher(example_losses: Callable[[Params], Array], params: Params) -> Matvec:
     """Build the product with the second moment of the examples' gradients, 1/n sum_i g_i g_i^T, linearised once.
 
@@ -114,6 +123,7 @@ def empirical_fisher(example_losses: Callable[[Params], Array], params: Params) 
     return lambda vector: pull(push(vector) / losses.shape[0])[0]
 
 
+@expects(matvec=FUNCTION, preconditioner=TREE)
 def preconditioned(matvec: Matvec, preconditioner: Params) -> Matvec:
     """Build the product with P^-1/2 H P^-1/2, which is symmetric and has the eigenvalues of P^-1 H.
 
@@ -127,11 +137,13 @@ def preconditioned(matvec: Matvec, preconditioner: Params) -> Matvec:
     return lambda vector: jax.tree.map(jnp.multiply, scale, matvec(jax.tree.map(jnp.multiply, scale, vector)))
 
 
+@expects(matvec=FUNCTION)
 def negated(matvec: Matvec) -> Matvec:
     """Build the product with -H."""
     return lambda vector: jax.tree.map(jnp.negative, matvec(vector))
 
 
+@expects(build=FUNCTION, data=TREE, chunk_size=count())
 def in_chunks(
     build: Callable[[Any], Matvec], data: Any, *, chunk_size: int, reduction: Literal["mean", "sum"]
 ) -> Matvec:
@@ -181,11 +193,13 @@ def in_chunks(
     return matvec
 
 
+@expects(params=TREE)
 def parameter_names(params: Params) -> list[str]:
     """List the names of the arrays in `params`, their path joined by slashes: "Dense_0/kernel"."""
     return [_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
 
 
+@expects(function=FUNCTION, params=TREE, selected=FUNCTION)
 def restrict(
     function: Callable[..., Any], params: Params, selected: Callable[[str], bool]
 ) -> tuple[Callable[..., Any], dict[str, Array]]:
@@ -218,6 +232,7 @@ def _name(path: Any) -> str:
     return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
+@expects(matvec=FUNCTION, like=TREE)
 def flatten(matvec: Matvec, like: Params) -> tuple[Callable[[Array], Array], Callable[[Array], Params]]:
     """Turn a product on pytrees into one on vectors `Float[Array, "p"]`, and return how to turn vectors back.
 
@@ -237,6 +252,7 @@ def flatten(matvec: Matvec, like: Params) -> tuple[Callable[[Array], Array], Cal
     return matvec_flat, unravel
 
 
+@expects(matvec=FUNCTION, like=TREE, batch_size=count())
 def dense(matvec: Matvec, like: Params, *, batch_size: int = 64) -> Array:
     """Form the matrix of a product, for cross-checks: `Float[Array, "p p"]`, in the order of `ravel_pytree`.
 
@@ -257,6 +273,7 @@ def dense(matvec: Matvec, like: Params, *, batch_size: int = 64) -> Array:
     return columns.T
 
 
+@expects(objective=FUNCTION, params=TREE, batch_size=count())
 def dense_hessian(objective: Callable[[Params], Array], params: Params, *, batch_size: int = 64) -> Array:
     """Form the Hessian of the objective, `Float[Array, "p p"]` in the order of `ravel_pytree`: see `dense`."""
     return dense(hessian(objective, params), params, batch_size=batch_size)

@@ -17,6 +17,7 @@ import numpy as np
 from jax import Array, lax
 from jax.flatten_util import ravel_pytree
 
+from lossland.arguments import FUNCTION, KEY, TREE, a, count, expects, number, optional
 from lossland.curvature.eigenpairs import extremal_eigenpairs
 from lossland.curvature.factorisations import complete_qr, eigh, qr
 from lossland.curvature.lanczos import ROUNDING_UNITS, dot, generic_vector, top_eigenpair, unit
@@ -69,6 +70,16 @@ class SpectralDensity(NamedTuple):
         return _mean_over_probes(jnp.sum(self.weights * self.nodes**order, axis=1), self.num_matvecs)
 
 
+@expects(
+    matvec=FUNCTION,
+    like=TREE,
+    k=count(),
+    tol=number(above=0),
+    start=optional(TREE),
+    num_vectors=optional(count()),
+    max_matvecs=count(),
+    any_lane=FUNCTION,
+)
 def top_eigenpairs(
     matvec: Matvec,
     *,
@@ -105,6 +116,16 @@ def top_eigenpairs(
     return Eigenpairs(top.value[None], vectors, top.residual[None], top.num_matvecs, top.converged[None])
 
 
+@expects(
+    matvec=FUNCTION,
+    like=TREE,
+    k=count(),
+    tol=number(above=0),
+    start=optional(TREE),
+    num_vectors=optional(count()),
+    max_matvecs=count(),
+    any_lane=FUNCTION,
+)
 def lowest_eigenpairs(
     matvec: Matvec,
     *,
@@ -130,6 +151,16 @@ def lowest_eigenpairs(
     return pairs._replace(values=-pairs.values)
 
 
+@expects(
+    matvec=FUNCTION,
+    like=TREE,
+    k=count(),
+    tol=number(above=0),
+    start=optional(TREE),
+    num_vectors=optional(count()),
+    max_matvecs=count(),
+    any_lane=FUNCTION,
+)
 def largest_magnitude_eigenpairs(
     matvec: Matvec,
     *,
@@ -189,6 +220,7 @@ def _flat_problem(
     return matvec_flat, unit(given) + _START_NOISE * noise, unravel
 
 
+@expects(pairs=a("eigenpairs, as top_eigenpairs returns", Eigenpairs))
 def warm_start(pairs: Eigenpairs) -> Params:
     """Mix a start for a nearby point from its eigenpairs: the sum of all vectors; the solver adds noise.
 
@@ -198,6 +230,7 @@ def warm_start(pairs: Eigenpairs) -> Params:
     return jax.tree.map(lambda leaf: jnp.sum(leaf, axis=0), pairs.vectors)
 
 
+@expects(matvec=FUNCTION, like=TREE, key=KEY, num_matvecs=count(4))
 def trace(matvec: Matvec, *, like: Params, key: Array, num_matvecs: int = 32) -> Estimate:
     """Estimate the trace of a symmetric matrix with XTrace: exchangeable, unbiased, exact for rank < num_matvecs / 2.
 
@@ -243,6 +276,15 @@ def trace(matvec: Matvec, *, like: Params, key: Array, num_matvecs: int = 32) ->
     return _mean_over_probes(estimates, used)
 
 
+@expects(
+    matvec=FUNCTION,
+    like=TREE,
+    key=KEY,
+    num_probes=count(2),
+    num_steps=count(),
+    num_points=count(2, 2**24),
+    width=number(above=0),
+)
 def spectral_density(
     matvec: Matvec,
     *,
@@ -265,13 +307,13 @@ def spectral_density(
 
     Source: Golub and Welsch 1969; Ghorbani, Krishnan and Xiao 2019; Chen, Trogdon and Ubaru 2022 (finite precision).
     """
-    for name, number, least in (
+    for name, value, least in (
         ("num_probes", num_probes, 2),
         ("num_steps", num_steps, 1),
         ("num_points", num_points, 2),
     ):
-        if number < least:
-            raise ValueError(f"{name}: expected at least {least}, got {number}")
+        if value < least:
+            raise ValueError(f"{name}: expected at least {least}, got {value}")
     if not width > 0:
         raise ValueError(f"width: expected a fraction > 0 of the range of the spectrum, got {width}")
     matvec_flat, _ = flatten(matvec, like)
@@ -353,6 +395,13 @@ class CrossCheck(NamedTuple):
     bound: np.ndarray
 
 
+@expects(
+    estimate=a(
+        "eigenpairs, a trace or a density, as lossland.curvature returns", Eigenpairs, Estimate, SpectralDensity
+    ),
+    build=FUNCTION,
+    params=TREE,
+)
 def cross_check(
     estimate: Eigenpairs | Estimate | SpectralDensity, build: Callable[[Params], Matvec], params: Params
 ) -> CrossCheck:
@@ -386,6 +435,7 @@ def cross_check(
     return CrossCheck(exact, None, np.abs(values - exact), 4 * errors)
 
 
+@expects(objective=FUNCTION, params=TREE)
 def gradient_curvature(objective: Callable[[Params], Array], params: Params) -> Array:
     """Return the curvature along the gradient, g^T H g / g^T g: `Float[Array, ""]`, units of the Hessian.
 
@@ -395,6 +445,7 @@ def gradient_curvature(objective: Callable[[Params], Array], params: Params) -> 
     return _dot(gradient, hessian(objective, params)(gradient)) / _dot(gradient, gradient)
 
 
+@expects(update=TREE, vector=TREE)
 def alignment(update: Params, vector: Params) -> Array:
     """Return |<update, vector>| / (||update|| ||vector||), in [0, 1]: `Float[Array, ""]`.
 

@@ -9,6 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from lossland.arguments import FLAG, FUNCTION, TREE, expects, optional
+
 
 class Change(NamedTuple):
     """L(after) - L(before) = slope + curvature + rest, in units of the loss; each `Float[ndarray, "n"]`, or a float.
@@ -33,6 +35,7 @@ class Change(NamedTuple):
         return words if words.ndim else str(words)
 
 
+@expects(objective=FUNCTION, before=TREE, after=TREE, batched=optional(FLAG))
 def decompose_change(
     objective: Callable[[Any], Any], before: Any, after: Any, *, batched: bool | None = None
 ) -> Change:

@@ -9,6 +9,8 @@ from typing import Any
 import jax
 import numpy as np
 
+from lossland.arguments import FUNCTION, TREE, count, expects, number
+
 STEP = 6e-6  # cube root of the rounding unit of float64: where both errors of a central difference are least
 CONFIRMING, ESTIMATING = 4, 24  # directions per leaf that confirm autodiff, or that stand in for it
 KINK = 1e-3  # autodiff and central differences may differ by this share: a kink of the loss lies within a step
@@ -69,6 +71,7 @@ class GradientCheck:
         return "\n".join(lines)
 
 
+@expects(loss=FUNCTION, gradient=FUNCTION, params=TREE, batch=TREE, tolerance=number(above=0), seed=count(0))
 def check_gradient(
     loss: Callable[[Any, Any], Any],
     gradient: Callable[[Any, Any], Any],

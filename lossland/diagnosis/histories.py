@@ -14,6 +14,7 @@ import numpy as np
 import optax
 
 from lossland import strict_json
+from lossland.arguments import FLAG, OPTIMIZER, calling, check, count, expects, number, optional
 from lossland.diagnosis.causes import Cause
 from lossland.thresholds import threshold
 from lossland.thresholds.certificate import Certificate
@@ -84,6 +85,12 @@ class HistoryExplanation:
         return "\n".join(lines)
 
 
+@expects(
+    learning_rate=optional(number(above=0)),
+    steps_per_record=count(),
+    full_batch=optional(FLAG),
+    num_examples=optional(count()),
+)
 def explain_history(
     losses: Sequence[float] | np.ndarray,
     learning_rate: float | None = None,
@@ -118,7 +125,7 @@ def explain_history(
     values = _checked(losses)
     if steps_per_record < 1:
         raise ValueError(f"steps_per_record: expected at least 1, got {steps_per_record!r}")
-    if dtype not in LARGEST:
+    if not isinstance(dtype, str) or dtype not in LARGEST:
         raise ValueError(f"dtype: expected {' or '.join(map(repr, LARGEST))}, got {dtype!r}")
     if learning_rate is not None and not 0 < learning_rate < np.inf:
         raise ValueError(f"learning_rate: expected a number above 0, got {learning_rate!r}")
@@ -309,13 +316,16 @@ def _certificate(optimizer: Any, learning_rate: float | None, hyperparameters: d
             )
         optimizer, defaults = OPTIMIZERS[optimizer]
         hyperparameters = {**defaults, **hyperparameters}
+    else:
+        check("optimizer", optimizer, OPTIMIZER)
     if learning_rate is None:
         return None
     return threshold(optimizer, learning_rate=float(learning_rate), **hyperparameters)
 
 
 def _checked(losses: Any) -> np.ndarray:
-    values = np.asarray(losses, np.float64)
+    with calling("losses", "a list of numbers"):
+        values = np.asarray(losses, np.float64)
     if values.ndim != 1 or len(values) < LEAST:
         raise ValueError(f"losses: expected a list of at least {LEAST} numbers, got shape {values.shape}")
     if np.any(values == -np.inf):

@@ -10,6 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from lossland.arguments import FUNCTION, TREE, calling, choice, count, described, expects, number, optional
+
 SUM_TOLERANCE = 1e-3  # rows of labels rounded to three digits still count as distributions
 SHOWN = 5  # places that a finding lists
 SCALE_SPREAD = 10.0  # columns or an offset this many times larger than another deserve a word
@@ -49,6 +51,7 @@ class Check:
         return "\n".join(map(str, self.findings)) or f"{self.what}: nothing is wrong"
 
 
+@expects(num_classes=optional(count()))
 def check_labels(labels: Any, num_classes: int | None = None) -> Check:
     """Check labels of a classifier: distributions over classes, one row an example, or integer classes.
 
@@ -68,7 +71,8 @@ def check_labels(labels: Any, num_classes: int | None = None) -> Check:
     Raises:
         ValueError: for labels that are empty, have more than two axes, or are no numbers.
     """
-    array = np.asarray(labels)
+    with calling("labels", "an array of numbers"):
+        array = np.asarray(labels)
     if array.dtype.kind not in "fiub":
         raise ValueError(f"labels: expected numbers, got {array.dtype}; number the classes from 0")
     if array.ndim not in (1, 2) or not array.size:
@@ -147,7 +151,8 @@ def check_inputs(inputs: Any) -> Check:
     Raises:
         ValueError: for inputs that are empty or no numbers.
     """
-    array = np.asarray(inputs)
+    with calling("inputs", "an array of numbers"):
+        array = np.asarray(inputs)
     if array.dtype.kind not in "fiub" or not array.size or array.ndim == 0:
         raise ValueError(f"inputs: expected numbers of shape (n, ...), got {array.dtype} of shape {array.shape}")
     table = array.reshape(len(array), -1).astype(np.float64)
@@ -201,7 +206,14 @@ def check_shapes(predictions: Any, targets: Any) -> Check:
     Returns:
         `Check` with the kind "broadcast" or "incompatible". Nothing is raised: shapes that do not match are a finding.
     """
-    left, right = (tuple(np.shape(one)) for one in (predictions, targets))
+    shapes = []
+    for name, one in (("predictions", predictions), ("targets", targets)):
+        with calling(name, "an array of numbers"):
+            array = np.asarray(one)
+        if array.dtype.kind not in "fiubc" and not hasattr(one, "dtype"):
+            raise ValueError(f"{name}: expected an array of numbers, got {described(one)}")
+        shapes.append(array.shape)
+    left, right = shapes
     if left == right or not left or not right:
         return Check("shapes")
     try:
@@ -212,6 +224,9 @@ def check_shapes(predictions: Any, targets: Any) -> Check:
     return Check("shapes", (Finding("broadcast", text),))
 
 
+@expects(
+    loss=FUNCTION, params=TREE, batch=TREE, epsilon=number(above=0), dtype=choice("float32", "bfloat16", "float16")
+)
 def check_precision(
     loss: Callable[[Any, Any], Any], params: Any, batch: Any, *, epsilon: float = 1e-8, dtype: str = "float32"
 ) -> Check:

@@ -12,6 +12,7 @@ import optax
 import xarray as xr
 from jax import lax
 
+from lossland.arguments import FUNCTION, TEXT, check, count, expects, optional, several
 from lossland.diagnosis.built_moments import moment_reader
 from lossland.optimizers import as_optimizer
 from lossland.sweeps.preconditioners import FindSecondMoment
@@ -53,6 +54,7 @@ class MonitorState(NamedTuple):
     records: jax.Array
 
 
+@expects(second_moment=optional(FUNCTION))
 def monitor(
     optimizer: Any,
     *,
@@ -89,8 +91,7 @@ def monitor(
     """
     inner = _transformation(optimizer)
     for name, value, least in (("every", every, 1), ("window", window, 2), ("history", history, 16)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            raise ValueError(f"{name}: expected an integer of at least {least}, got {value!r}")
+        check(name, value, count(least, 2**24))
         if name != "window" and value & (value - 1):
             raise ValueError(f"{name}: expected a power of two, got {value}; the next is {1 << value.bit_length()}")
     read = moment_reader(inner) if second_moment is None else _given(second_moment)
@@ -128,6 +129,7 @@ def monitor(
     return optax.GradientTransformationExtraArgs(init, update)
 
 
+@expects(dims=optional(several(TEXT, 0)))
 def monitored(opt_state: Any, part: str = "all", dims: tuple[str, ...] | None = None) -> xr.Dataset:
     """Read what `monitor` has kept, in the form of one run of `ll.run`: "loss" and the rest over "step".
 

@@ -10,11 +10,13 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.backends.backend_pdf import FigureCanvasPdf
 from matplotlib.figure import Figure
 
+from lossland.arguments import PATH, a, dataset, expects
 from lossland.figures import style
 
 FORMATS = ("png", "pdf")
 
 
+@expects(figure=a("a Figure of matplotlib", Figure), path_stem=PATH)
 def save(figure: Figure, path_stem: str | os.PathLike[str]) -> list[Path]:
     """Write a figure as `<path_stem>.png` (300 dots per inch) and `<path_stem>.pdf` (vectors, TrueType fonts embedded).
 
@@ -53,6 +55,7 @@ def save(figure: Figure, path_stem: str | os.PathLike[str]) -> list[Path]:
     return paths
 
 
+@expects(numbers=dataset(source="holds the numbers of a figure"), path_stem=PATH)
 def save_numbers(numbers: xr.Dataset, path_stem: str | os.PathLike[str]) -> Path:
     """Write the numbers behind a figure as `<path_stem>.csv`: one line per point, coordinates first, nine digits.
 

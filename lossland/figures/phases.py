@@ -11,6 +11,7 @@ from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
+from lossland.arguments import DRAWABLE, dataset, expects
 from lossland.figures import style
 from lossland.figures.labels import cell_edges, head, log_spaced, name_with_units, scale_axis, settle
 from lossland.stability.phases import CLASSES
@@ -27,6 +28,7 @@ CLASS_COLORS = {
 CLASS_HATCHES = {"stalls": "....", "edge_of_stability": "////"}
 
 
+@expects(ax=DRAWABLE, phases=dataset("phase", "num_runs", "probability", source="phase_diagram returns"))
 def plot_phase_diagram(ax: Axes, phases: xr.Dataset) -> None:
     """Draw the most frequent class at every point of a plane; hatches tell apart what greys alone would not.
 
@@ -55,6 +57,7 @@ def plot_phase_diagram(ax: Axes, phases: xr.Dataset) -> None:
     ax.set_ylabel(name_with_units(phases[y]), fontsize=style.TEXT)
 
 
+@expects(phases=dataset("phase", "num_runs", "probability", source="phase_diagram returns"))
 def phase_diagram_figure(phases: xr.Dataset) -> Figure:
     """Compose a phase diagram with its key and a note of what each point counts.
 

@@ -15,6 +15,7 @@ from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedFormatter, FixedLocator, NullLocator
 
+from lossland.arguments import DRAWABLE, FLAG, PATH, TEXT, Rule, calling, count, dataset, expects, optional
 from lossland.figures import style
 from lossland.figures.labels import cell_edges, head, scale_axis, settle
 from lossland.stability.boundaries import boundary_cells
@@ -24,6 +25,20 @@ FRAME_DOTS = 160
 """Dots per inch of a frame: 560 pixels wide."""
 
 
+_MAP = dataset("diverges", source="ll.boundary returns")
+MAPS = Rule(
+    "a dict of names, each with ([map, map], words), maps as ll.boundary returns them",
+    lambda maps: (
+        isinstance(maps, Mapping)
+        and bool(maps)
+        and all(
+            len(pair) == 2 and all(map(_MAP.holds, pair)) and isinstance(words, str) for pair, words in maps.values()
+        )
+    ),
+)
+
+
+@expects(ax=DRAWABLE, found=dataset("diverges", source="ll.boundary returns"), seed=optional(count(0)), edges=FLAG)
 def plot_boundary(ax: Axes, found: xr.Dataset, seed: int | None = None, edges: bool = True) -> None:
     """Draw one map: converging light, diverging dark, and the cells of the boundary between them.
 
@@ -33,6 +48,8 @@ def plot_boundary(ax: Axes, found: xr.Dataset, seed: int | None = None, edges: b
         seed: which seed; the first by default.
         edges: mark the cells of the boundary.
     """
+    if seed is not None and seed not in found["seed"].values:
+        raise ValueError(f"seed: expected one of {found['seed'].values.tolist()}, got {seed!r}")
     one = found["diverges"].isel(seed=0) if seed is None else found["diverges"].sel(seed=seed)
     y, x = (str(dim) for dim in one.dims)
     values = {name: found[name].values.astype(float) for name in (x, y)}
@@ -74,6 +91,7 @@ def plot_boundary(ax: Axes, found: xr.Dataset, seed: int | None = None, edges: b
     ax.set_ylabel(y.replace("_", " "), fontsize=style.TEXT)
 
 
+@expects(maps=MAPS, title=TEXT, note=TEXT)
 def boundary_figure(maps: Mapping[str, tuple[list[xr.Dataset], str]], title: str, note: str) -> Figure:
     """Draw panels side by side, a column each: the first frame above, the last frame of a zoom below.
 
@@ -100,6 +118,7 @@ def boundary_figure(maps: Mapping[str, tuple[list[xr.Dataset], str]], title: str
     return figure
 
 
+@expects(folder=PATH, title=TEXT)
 def save_frames(frames: Iterable[tuple[Any, xr.Dataset]], folder: str | os.PathLike[str], title: str) -> list[Path]:
     """Write the frames of a zoom as `frame-0000.png`, `frame-0001.png`, ... all of one size.
 
@@ -111,10 +130,15 @@ def save_frames(frames: Iterable[tuple[Any, xr.Dataset]], folder: str | os.PathL
         folder: where to; it is made if need be.
         title: stands over every frame, with the magnification.
     """
+    if not isinstance(frames, Iterable) or isinstance(frames, (str, bytes)):
+        raise ValueError(f"frames: expected pairs of a plane and its map, such as zoom yields, got {frames!r}")
     place = Path(folder)
     place.mkdir(parents=True, exist_ok=True)
     paths, first = [], None
-    for number, (plane, found) in enumerate(frames):
+    for number, frame in enumerate(frames):
+        with calling("frames", "pairs of a plane and its map, such as zoom yields"):
+            (plane, found), (x, _) = frame, (frame[0].x, frame[0].y)
+            _ = x.high, x.low, found["diverges"]
         span = np.log(plane.x.high / plane.x.low) if plane.x.log else plane.x.high - plane.x.low
         first = span if first is None else first
         with style.house_style():

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import xarray as xr
 
+from lossland.arguments import NUMBERS, TEXT, dataset, expects
 from lossland.figures.labels import counted
 from lossland.stability.maps import Event, critical_learning_rate, median_over_seeds, outcomes
 from lossland.sweeps.sweep import Outcome
@@ -74,6 +75,7 @@ def threshold_name(runs: xr.Dataset) -> str:
     return "sharpness = threshold"
 
 
+@expects(runs=dataset("status"))
 def boundaries(runs: xr.Dataset) -> xr.Dataset:
     """Collect the learning rates at which training changes, predicted and measured, over the other axes.
 
@@ -122,6 +124,7 @@ def ran(runs: xr.Dataset) -> str:
     return text
 
 
+@expects(runs=dataset("status"))
 def choose_values(runs: xr.Dataset) -> np.ndarray:
     """Choose at most four grid values whose curves tell the story, in rising order.
 
@@ -162,6 +165,7 @@ def choose_values(runs: xr.Dataset) -> np.ndarray:
     return values[sorted(chosen | {0, spread_out[2], count - 1} if len(chosen) < 3 else chosen)]
 
 
+@expects(runs=dataset("status"), name=TEXT, values=NUMBERS)
 def curves(runs: xr.Dataset, name: str, values: Sequence[float] | np.ndarray) -> xr.Dataset:
     """Take the median over seeds of a record along the steps, at chosen grid values.
 
@@ -180,13 +184,13 @@ def curves(runs: xr.Dataset, name: str, values: Sequence[float] | np.ndarray) ->
     runs = with_grid(runs)
     axis = only_axis(runs)
     if name not in runs:
-        raise ValueError(f"runs: {name!r} was not recorded; run with probes=['loss', 'sharpness']")
+        raise ValueError(f"name: {name!r} was not recorded; run with probes=['loss', 'sharpness']")
     diverges = outcomes(runs)["diverges"]
     pieces = []
-    for value in np.asarray(values, float):
+    for value in np.ravel(np.asarray(values, float)):
         if value not in runs[axis].values:
             nearest = float(runs[axis].sel({axis: value}, method="nearest"))
-            raise ValueError(f"{axis}: {value:g} is not on the grid; the nearest value is {nearest!r}")
+            raise ValueError(f"values: {axis} {value:g} is not on the grid; the nearest value is {nearest!r}")
         at = runs.sel({axis: value}).transpose("seed", ...)
         computed = (at["status"] != Outcome.not_run).values
         if not computed.any():

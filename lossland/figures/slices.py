@@ -7,6 +7,7 @@ import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from lossland.arguments import DRAWABLE, TEXT, dataset, expects, named, number, optional
 from lossland.figures import style
 from lossland.figures.labels import head, settle
 
@@ -15,6 +16,11 @@ SPAN = 1e6
 """Contours of a plane span at most this factor of the loss above its lowest value."""
 
 
+LINES = named(dataset("loss", "distance", source="landscapes.line returns"))
+CURVATURES = optional(named(number()))
+
+
+@expects(ax=DRAWABLE, lines=LINES, curvatures=CURVATURES)
 def plot_line(ax: Axes, lines: dict[str, xr.Dataset], curvatures: dict[str, float] | None = None) -> None:
     """Draw the loss along lines through one point; dashed, the parabola of a given curvature.
 
@@ -50,6 +56,7 @@ def plot_line(ax: Axes, lines: dict[str, xr.Dataset], curvatures: dict[str, floa
         style.dress(ax)
 
 
+@expects(ax=DRAWABLE, plane=dataset("loss", "first", "second", source="landscapes.plane returns"))
 def plot_plane(ax: Axes, plane: xr.Dataset) -> None:
     """Draw filled contours of the loss over a plane, equidistant in its logarithm, and the trajectory if there is one.
 
@@ -99,6 +106,7 @@ def plot_plane(ax: Axes, plane: xr.Dataset) -> None:
         style.dress(ax)
 
 
+@expects(plane=dataset("loss", "first", "second", source="landscapes.plane returns"), title=TEXT)
 def plane_figure(plane: xr.Dataset, title: str = "Loss over a plane") -> Figure:
     """Compose a plane with its colour bar, and a note that says what the marks are; arguments as of `plot_plane`."""
     with style.house_style():
@@ -112,6 +120,7 @@ def plane_figure(plane: xr.Dataset, title: str = "Loss over a plane") -> Figure:
     return figure
 
 
+@expects(lines=LINES, curvatures=CURVATURES, title=TEXT)
 def line_figure(
     lines: dict[str, xr.Dataset], curvatures: dict[str, float] | None = None, title: str = "Loss along lines"
 ) -> Figure:

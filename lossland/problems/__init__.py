@@ -148,7 +148,7 @@ def named(name: str, **options: Any) -> Problem:
     Raises:
         ValueError: if there is no such problem or the builder has no such option; those that exist are listed.
     """
-    if name not in NAMES:
+    if not isinstance(name, str) or name not in NAMES:
         raise ValueError(f"problem: expected one of {', '.join(NAMES)}, got {name!r}")
     module, _, function = NAMES[name][0].partition(":")
     builder = getattr(importlib.import_module(module), function)

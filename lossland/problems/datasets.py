@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from lossland.arguments import ARRAY, MOST_EXAMPLES, MOST_UNITS, count, expects, optional, several
 from lossland.problems.networks import (
     Activation,
     Loss,
@@ -23,6 +24,7 @@ from lossland.problems.networks import (
 from lossland.problems.problem import Problem
 
 
+@expects(widths=several(count(1, MOST_UNITS), 0), num_examples=optional(count(1, MOST_EXAMPLES)), seed=count(0))
 def digits(
     widths: Sequence[int] = (64,),
     activation: str | Activation = "tanh",
@@ -53,6 +55,12 @@ def digits(
     )
 
 
+@expects(
+    width=count(2, MOST_UNITS),
+    num_layers=count(1, 2**10),
+    num_examples=optional(count(1, MOST_EXAMPLES)),
+    seed=count(0),
+)
 def digit_rows(
     width: int = 16, num_layers: int = 1, loss: Loss = "mse", num_examples: int | None = None, seed: int = 0
 ) -> Problem:
@@ -80,6 +88,7 @@ def digit_rows(
     return with_scale(problem)
 
 
+@expects(widths=several(count(1, MOST_UNITS), 0), num_examples=optional(count(1, MOST_EXAMPLES)), seed=count(0))
 def breast_cancer(
     widths: Sequence[int] = (64,),
     activation: str | Activation = "tanh",
@@ -117,6 +126,7 @@ def breast_cancer_table() -> tuple[np.ndarray, np.ndarray]:
     return standardised.astype(np.float32), table.target.astype(np.int32)
 
 
+@expects(labels=ARRAY, num_examples=optional(count(1, MOST_EXAMPLES)), seed=count(0))
 def stratified(labels: Any, num_examples: int | None, seed: int = 0) -> np.ndarray:
     """Choose examples so that every class keeps its share: sorted indices `Int["num_examples"]`.
 

@@ -10,12 +10,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from lossland.arguments import a, count, expects
 from lossland.problems.problem import Params, Problem
 
 LEVELS = 2**24
 """Whole numbers below this are exact in single precision."""
 
 
+@expects(problem=a("an ll.Problem", Problem), num_classes=count(), seed=count(0))
 def with_label_noise(problem: Problem, num_classes: int, seed: int = 0) -> Problem:
     """Return the same problem with a hyperparameter `label_noise`, the probability that a label is drawn at random.
 

@@ -16,6 +16,7 @@ import numpy as np
 import optax
 from flax import linen as nn
 
+from lossland.arguments import ARRAY, FLAG, MOST_UNITS, TEXT, a, count, expects, several
 from lossland.problems.problem import Params, Problem
 
 Activation = Callable[[jax.Array], jax.Array]
@@ -125,6 +126,7 @@ class Transformer(nn.Module):
         return nn.Dense(self.num_outputs)(nn.LayerNorm()(x).mean(axis=1))
 
 
+@expects(problem=a("an ll.Problem", Problem))
 def with_scale(problem: Problem) -> Problem:
     """Return the same problem with a hyperparameter `scale` that multiplies all initial weights, not the biases.
 
@@ -140,6 +142,9 @@ def with_scale(problem: Problem) -> Problem:
     return replace(problem, init=init)
 
 
+@expects(
+    inputs=ARRAY, targets=ARRAY, widths=several(count(1, MOST_UNITS), 0), use_bias=FLAG, name=TEXT, description=TEXT
+)
 def mlp_regression(
     inputs: Any,
     targets: Any,
@@ -169,6 +174,7 @@ def mlp_regression(
     return with_scale(Problem.from_flax(module, _half_squared_error, data, name=name, description=description))
 
 
+@expects(inputs=ARRAY, labels=ARRAY, widths=several(count(1, MOST_UNITS), 0), name=TEXT, description=TEXT)
 def mlp_classification(
     inputs: Any,
     labels: Any,
@@ -213,7 +219,7 @@ def classification_loss(loss: str) -> Callable[[jax.Array, jax.Array], jax.Array
         ValueError: listing the names there are.
     """
     losses = {"cross_entropy": optax.softmax_cross_entropy_with_integer_labels, "mse": _half_squared_error_to_label}
-    if loss not in losses:
+    if not isinstance(loss, str) or loss not in losses:
         raise ValueError(f"loss: expected one of {', '.join(losses)}, got {loss!r}")
     return losses[loss]
 
@@ -226,7 +232,7 @@ def activation_of(activation: str | Activation) -> Activation:
     """
     if callable(activation):
         return activation
-    if activation not in ACTIVATIONS:
+    if not isinstance(activation, str) or activation not in ACTIVATIONS:
         raise ValueError(f"activation: expected a function or one of {', '.join(ACTIVATIONS)}, got {activation!r}")
     return ACTIVATIONS[activation]
 

@@ -15,14 +15,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import ClosedJaxpr, Jaxpr
 
+from lossland.arguments import TEXT, TRACING_ERRORS, calling, check
+
 Params = Any
 Batch = Any
 
 REQUESTS = ("key", "train", "state")
 """Keyword-only arguments of a loss that the engine fills in."""
-
-TRACING_ERRORS = (TypeError, ValueError, LookupError, AttributeError)
-"""What a function that does not fit its inputs raises when it is traced."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,6 +63,8 @@ class Problem:
     def __post_init__(self) -> None:
         if self._checked:
             return
+        check("name", self.name, TEXT)
+        check("description", self.description, TEXT)
         object.__setattr__(self, "data", _checked_data(self.data))
         if self.normalisation not in ("mean", "sum"):
             raise ValueError(f"normalisation: expected 'mean' or 'sum' over examples, got {self.normalisation!r}")
@@ -325,7 +326,8 @@ def _checked_data(data: Batch) -> Batch:
     first_name, first_length = "", -1
     for path, leaf in leaves:
         name = "data" + jax.tree_util.keystr(path)
-        array = np.asarray(leaf)
+        with calling(name, "an array of real numbers"):
+            array = np.asarray(leaf)
         if array.dtype.kind not in "fiub" and not jnp.issubdtype(array.dtype, jnp.floating):
             raise ValueError(f"{name}: expected real numbers, got dtype {array.dtype}")
         if array.ndim == 0 or array.shape[0] == 0:

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from lossland.arguments import FLAG, MOST_EXAMPLES, MOST_UNITS, TREE, Rule, choice, count, expects, optional
 from lossland.problems.problem import Batch, Params, Problem
 
 GLOROT_LIMIT = math.sqrt(6 / 2)
@@ -22,6 +23,7 @@ HIDDEN = (128, 64)
 """Units of the two tanh layers of `numpy_mlp`."""
 
 
+@expects(num_examples=count(1, MOST_EXAMPLES), standardised=FLAG)
 def linear_regression(num_examples: int = 20, standardised: bool = False) -> Problem:
     """Build case 1, one Dense unit on x = 1..n, y = x/2, whose loss grows without bound under Keras' SGD at 0.01.
 
@@ -57,6 +59,7 @@ def linear_regression(num_examples: int = 20, standardised: bool = False) -> Pro
     )
 
 
+@expects(max_examples=count(2, MOST_EXAMPLES), standardised=FLAG)
 def linear_regression_family(max_examples: int = 40, standardised: bool = False) -> Problem:
     """Build case 1 for every number of examples at once, so that one sweep draws a phase diagram over it.
 
@@ -102,6 +105,7 @@ def printed_losses() -> np.ndarray:
     return np.array([float(line.split(",")[1]) for line in table.read_text(encoding="utf-8").splitlines()[1:]])
 
 
+@expects(data=choice("moons", "breast_cancer"), wrong_db1=FLAG, numpy_seed=optional(count(0, 2**32 - 1)))
 def numpy_mlp(
     data: Literal["moons", "breast_cancer"] = "moons",
     wrong_db1: bool = False,
@@ -167,6 +171,7 @@ def numpy_mlp(
     )
 
 
+@expects(seed=count(0, 2**32 - 1), num_inputs=count(1, MOST_UNITS))
 def numpy_mlp_initial_params(seed: int = 4, num_inputs: int = 2) -> dict[str, np.ndarray]:
     """Draw case 2's starting point as NumPy does after `np.random.seed(seed)`, in double precision.
 
@@ -187,6 +192,13 @@ def numpy_mlp_initial_params(seed: int = 4, num_inputs: int = 2) -> dict[str, np
     }
 
 
+@expects(
+    params=Rule(
+        "a dict of W1, b1, W2, b2, W3, b3", lambda params: {*params} == {*["W1", "b1", "W2", "b2", "W3", "b3"]}
+    ),
+    batch=TREE,
+    wrong_db1=FLAG,
+)
 def numpy_mlp_gradient(params: Any, batch: Any, wrong_db1: bool = True) -> dict[str, np.ndarray]:
     """Return the gradient of case 2's loss by a backward pass written by hand in NumPy, in double precision.
 

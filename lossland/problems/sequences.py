@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from lossland.arguments import MOST_EXAMPLES, MOST_UNITS, choice, count, expects, number
 from lossland.problems.networks import TanhRNN, with_scale
 from lossland.problems.problem import Batch, Params, Problem
 
@@ -26,6 +27,7 @@ LabelGradient = Literal["autodiff", "fused"]
 Excess = Literal["next", "every"]
 
 
+@expects(num_sequences=count(1, MOST_EXAMPLES), length=count(1, MOST_UNITS), noise=number(least=0), seed=count(0))
 def draw_sequences(
     num_sequences: int = 64, length: int = 100, *, noise: float = 0.0, seed: int = 0
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -68,6 +70,15 @@ def draw_sequences(
     return sequences.reshape(num_sequences, length, 1).astype(np.float32), labels.astype(np.int32)
 
 
+@expects(
+    hidden=count(1, MOST_UNITS),
+    num_sequences=count(1, MOST_EXAMPLES),
+    length=count(1, MOST_UNITS),
+    noise=number(least=0),
+    seed=count(0),
+    gradient=choice(*get_args(LabelGradient)),
+    excess=choice(*get_args(Excess)),
+)
 def rnn_sequences(
     hidden: int = 64,
     num_sequences: int = 64,

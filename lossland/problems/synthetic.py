@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from lossland.arguments import MOST_EXAMPLES, MOST_UNITS, NUMBERS, count, expects, number, several
 from lossland.problems.networks import Activation, Loss, mlp_classification, mlp_regression
 from lossland.problems.problem import Batch, Params, Problem
 
@@ -21,6 +22,7 @@ COURSE_CENTRES = ((-1.0, 0.0), (1.0, 0.0), (0.0, 1.0), (0.0, -1.0), (-2.0, 1.0),
 """Centres of the six blobs of the classification lab that case 5 trains on."""
 
 
+@expects(eigenvalues=several(number()))
 def quadratic(eigenvalues: Sequence[float] = (1.0, 10.0, 100.0)) -> Problem:
     """Build a quadratic with a diagonal Hessian.
 
@@ -52,6 +54,7 @@ def quadratic(eigenvalues: Sequence[float] = (1.0, 10.0, 100.0)) -> Problem:
     )
 
 
+@expects(width=count(1, MOST_UNITS))
 def uv_model(width: int = 512) -> Problem:
     """Build the solvable model of the catapult, one hidden linear layer without biases.
 
@@ -85,6 +88,12 @@ def uv_model(width: int = 512) -> Problem:
     )
 
 
+@expects(
+    num_features=count(1, MOST_UNITS),
+    num_examples=count(1, MOST_EXAMPLES),
+    dimension=count(1, MOST_UNITS),
+    seed=count(0),
+)
 def random_features(num_features: int = 32, num_examples: int = 256, dimension: int = 8, seed: int = 0) -> Problem:
     """Build least squares on random Fourier features, fitted exactly at zero.
 
@@ -125,6 +134,7 @@ def random_features(num_features: int = 32, num_examples: int = 256, dimension: 
     )
 
 
+@expects(dimension=count(1, MOST_UNITS), depth=count(1, 2**10), num_examples=count(1, MOST_EXAMPLES), seed=count(0))
 def deep_linear(dimension: int = 8, depth: int = 3, num_examples: int = 32, seed: int = 0) -> Problem:
     """Build a deep linear network that learns a square matrix from whitened inputs.
 
@@ -156,6 +166,7 @@ def deep_linear(dimension: int = 8, depth: int = 3, num_examples: int = 32, seed
     )
 
 
+@expects(degree=count(0, 2**10), num_examples=count(1, MOST_EXAMPLES), widths=several(count(1, MOST_UNITS), 0))
 def chebyshev(
     degree: int = 5,
     num_examples: int = 20,
@@ -183,6 +194,9 @@ def chebyshev(
     )
 
 
+@expects(
+    num_examples=count(1, MOST_EXAMPLES), noise=number(least=0), seed=count(0), widths=several(count(1, MOST_UNITS), 0)
+)
 def moons(
     num_examples: int = 400,
     noise: float = 0.2,
@@ -202,6 +216,13 @@ def moons(
     )
 
 
+@expects(
+    num_examples=count(1, MOST_EXAMPLES),
+    centres=NUMBERS,
+    deviation=number(least=0),
+    seed=count(0),
+    widths=several(count(1, MOST_UNITS), 0),
+)
 def blobs(
     num_examples: int = 400,
     centres: Any = COURSE_CENTRES,
@@ -222,6 +243,13 @@ def blobs(
     )
 
 
+@expects(
+    num_examples=count(1, MOST_EXAMPLES),
+    num_arms=count(),
+    noise=number(least=0),
+    seed=count(0),
+    widths=several(count(1, MOST_UNITS), 0),
+)
 def spirals(
     num_examples: int = 300,
     num_arms: int = 3,
@@ -242,6 +270,7 @@ def spirals(
     )
 
 
+@expects(num_examples=count(1, MOST_EXAMPLES), noise=number(least=0), seed=count(0))
 def half_moons(num_examples: int = 400, noise: float = 0.2, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     """Generate two interleaving half circles: (points `Float32["example 2"]`, labels `Int32["example"]`).
 
@@ -258,6 +287,7 @@ def half_moons(num_examples: int = 400, noise: float = 0.2, seed: int = 0) -> tu
     return _noisy(points, noise, seed), labels
 
 
+@expects(num_examples=count(1, MOST_EXAMPLES), centres=NUMBERS, deviation=number(least=0), seed=count(0))
 def gaussian_blobs(
     num_examples: int = 400, centres: Any = COURSE_CENTRES, deviation: float = 0.4, seed: int = 0
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -276,6 +306,7 @@ def gaussian_blobs(
     return _noisy(centres[labels], deviation, seed), labels
 
 
+@expects(num_examples=count(1, MOST_EXAMPLES), num_arms=count(), noise=number(least=0), seed=count(0))
 def spiral_arms(
     num_examples: int = 300, num_arms: int = 3, noise: float = 0.05, seed: int = 0
 ) -> tuple[np.ndarray, np.ndarray]:

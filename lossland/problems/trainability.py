@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from lossland.arguments import MOST_EXAMPLES, MOST_UNITS, choice, count, expects, optional
 from lossland.problems.problem import Batch, Params, Problem
 
 SCALED_ACTIVATIONS = {
@@ -19,6 +20,12 @@ SCALED_ACTIVATIONS = {
 """Activations with the factors that keep the size of a signal at initialisation."""
 
 
+@expects(
+    width=count(1, MOST_UNITS),
+    activation=choice("identity", "relu", "tanh"),
+    num_examples=optional(count(1, MOST_EXAMPLES)),
+    data_seed=count(0),
+)
 def mean_field_network(
     width: int = 16,
     activation: Literal["identity", "relu", "tanh"] = "tanh",

@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from lossland.arguments import NUMERIC, check
+
 Numbers = Any
 """A number, or an array of them."""
 
@@ -38,6 +40,7 @@ def not_negative(name: str, key: str, value: Numbers) -> np.ndarray:
 
 
 def _checked(name: str, key: str, value: Numbers, expected: str, test: Any) -> np.ndarray:
+    check(f"{name}: {key}", value, NUMERIC)
     array = np.asarray(value, np.float64)
     good = test(array)
     if not np.all(good):

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.flatten_util import ravel_pytree
 
+from lossland.arguments import KEY, TREE, a, choice, count, expects
 from lossland.curvature.operators import hessian
 from lossland.problems.problem import Problem, cast_floating
 from lossland.stability.minibatch import BatchSampling, noise_factor
@@ -42,6 +43,7 @@ class BatchSharpness(NamedTuple):
         return {name: (value - QUANTILE * error, value + QUANTILE * error) for name, (value, error) in pairs.items()}
 
 
+@expects(problem=a("an ll.Problem", Problem), params=TREE, key=KEY, batch_size=count(), num_batches=count(2, 2**24))
 def batch_sharpness(
     problem: Problem,
     params: Any,
@@ -96,6 +98,7 @@ def batch_sharpness(
     )
 
 
+@expects(batch_size=count(), num_batches=count(2, 2**24), sampling=choice("with_replacement", "without_replacement"))
 def batch_sharpness_probe(
     batch_size: int, num_batches: int = 64, sampling: BatchSampling = "without_replacement"
 ) -> Probe:

@@ -11,6 +11,21 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from lossland.arguments import (
+    FLAG,
+    FUNCTION,
+    MAPPING,
+    OPTIMIZER,
+    PATH,
+    Rule,
+    a,
+    check,
+    count,
+    expects,
+    number,
+    optional,
+    several,
+)
 from lossland.problems.problem import Problem
 from lossland.stability.maps import outcomes
 from lossland.sweeps.execution import run
@@ -36,12 +51,16 @@ class Axis:
     log: bool = True
 
     def __post_init__(self) -> None:
-        if any(isinstance(end, bool) or not isinstance(end, int | float) for end in (self.low, self.high)):
-            raise ValueError(f"axis {self.name}: expected numbers, got {self.low!r} and {self.high!r}")
-        if not (np.isfinite(self.low) and np.isfinite(self.high) and self.low < self.high):
+        check("name", self.name, Rule("a Python identifier", str.isidentifier))
+        for key, end in (("low", self.low), ("high", self.high)):
+            check(f"axis {self.name}: {key}", end, number())
+        check(f"axis {self.name}: log", self.log, FLAG)
+        if not self.low < self.high:
             raise ValueError(f"axis {self.name}: expected finite low < high, got {self.low!r} and {self.high!r}")
         if self.log and self.low <= 0:
-            raise ValueError(f"axis {self.name}: a logarithmic axis starts above 0, got {self.low!r}; set log=False")
+            raise ValueError(
+                f"axis {self.name}: low: expected above 0 on a logarithmic axis, got {self.low!r}; or log=False"
+            )
 
     def values(self, resolution: int) -> np.ndarray:
         """Grid values: (resolution,)."""
@@ -71,9 +90,10 @@ class Plane:
         for side, axis in (("x", self.x), ("y", self.y)):
             if not isinstance(axis, Axis):
                 raise ValueError(f"plane: {side}: expected ll.Axis(name, low, high), got {axis!r}")
+        check("tied", self.tied, MAPPING)
         names = [self.x.name, self.y.name, *self.tied]
         if len(set(names)) < len(names):
-            raise ValueError(f"plane: expected distinct names, got {', '.join(names)}")
+            raise ValueError(f"plane: expected distinct names of x, y and what is tied, got {', '.join(names)}")
         if wrong := {name: side for name, side in self.tied.items() if side not in ("x", "y")}:
             raise ValueError(f"plane: tied: expected 'x' or 'y' for every name, got {wrong}")
 
@@ -96,6 +116,19 @@ def diverges(runs: xr.Dataset) -> xr.DataArray:
     return outcomes(runs)["diverges"]
 
 
+@expects(
+    problem=a("an ll.Problem", Problem),
+    optimizer=OPTIMIZER,
+    plane=a("an ll.Plane", Plane),
+    resolution=count(2, 2**16),
+    seeds=several(count(0)),
+    num_steps=count(),
+    lost=FUNCTION,
+    stride=count(),
+    adaptive=FLAG,
+    out=optional(PATH),
+    progress=FLAG,
+)
 def boundary(
     problem: Problem,
     optimizer: Any,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import xarray as xr
 
+from lossland.arguments import TEXT, a, count, dataset, expects, optional
 from lossland.stability.cutoffs import CUTOFFS, Cutoffs
 from lossland.stability.maps import bracket, median_of_bracket, outcomes
 from lossland.sweeps.sweep import Outcome
@@ -21,6 +22,7 @@ ROUNDING = 1e-3
 """Sharpness has risen when it exceeds its initial value by more than this share, ten times the probe's tolerance."""
 
 
+@expects(runs=dataset("status"), within=optional(count(0)), unit=TEXT, cutoffs=a("ll.Cutoffs(...)", Cutoffs))
 def critical_constants(
     runs: xr.Dataset, within: int | None = None, unit: str = "sharpness", cutoffs: Cutoffs = CUTOFFS
 ) -> xr.Dataset:
@@ -51,7 +53,7 @@ def critical_constants(
     if "learning_rate" not in sweep_of(runs).axes or "learning_rate" not in runs.dims:
         raise ValueError(f"runs: expected an axis 'learning_rate', got {', '.join(map(str, runs['status'].dims))}")
     if unit not in runs:
-        raise ValueError(f"runs: constants are in units of 1 / {unit}; record it with probes=['loss', '{unit}']")
+        raise ValueError(f"unit: the runs have no record of {unit!r}; record it with probes=['loss', '{unit}']")
     lost = outcomes(runs, cutoffs)["diverges"]
     early = runs if within is None else runs.sel(step=slice(None, within))
     if early.sizes["step"] < 2:
@@ -98,6 +100,7 @@ def critical_constants(
     return result.assign_attrs(runs.attrs)
 
 
+@expects(runs=dataset("status"), unit=TEXT, cutoffs=a("ll.Cutoffs(...)", Cutoffs))
 def catapult_window(runs: xr.Dataset, unit: str = "sharpness", cutoffs: Cutoffs = CUTOFFS) -> xr.Dataset:
     """Measure where training is catapulted: the loss exceeds its initial value, and still recovers.
 

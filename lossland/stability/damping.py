@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 
+from lossland.arguments import FLAG, expects
 from lossland.stability.arguments import Numbers, momentum, not_negative, positive
 from lossland.stability.mode_growth import critical_ratio
 
 
+@expects(inside_root=FLAG)
 def epsilon_floor(learning_rate: Numbers, curvature: Numbers, b1: Numbers, *, inside_root: bool = False) -> np.ndarray:
     """Return the eps above which a mode cannot turn unstable, however small the second moment gets.
 

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
 
+from lossland.arguments import TREE, a, expects, number, optional
 from lossland.problems.problem import Problem, cast_floating
 
 _MAX_FLOATS = 2**28
@@ -33,6 +34,9 @@ class ExampleCurvatures(NamedTuple):
     preconditioned: bool
 
 
+@expects(
+    problem=a("an ll.Problem", Problem), params=TREE, preconditioner=optional(TREE), cutoff=number(least=0, below=1)
+)
 def example_curvatures(
     problem: Problem, params: Any, *, preconditioner: Any = None, cutoff: float = 1e-8
 ) -> ExampleCurvatures:

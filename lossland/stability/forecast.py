@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import xarray as xr
 
+from lossland.arguments import NUMBERS, NUMERIC, dataset, expects, number, optional
 from lossland.stability.arguments import decay, momentum
 from lossland.stability.mode_growth import critical_ratio, ratio_rate
 from lossland.stability.spike_lag import lag_from_state
@@ -78,6 +79,16 @@ class _Trend(NamedTuple):
     energy_scatter: np.ndarray
 
 
+@expects(
+    runs=dataset("loss"),
+    at=optional(NUMBERS),
+    horizon=number(above=0),
+    window=number(above=0),
+    coverage=number(above=0, below=1),
+    visible=number(above=1),
+    b1=optional(NUMERIC),
+    b2=optional(NUMERIC),
+)
 def forecast(
     runs: xr.Dataset,
     *,

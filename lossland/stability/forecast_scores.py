@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import xarray as xr
 
+from lossland.arguments import a, count, dataset, described, expects, number, several
 from lossland.stability.forecast import WINDOW
 from lossland.stability.intervals import binomial_interval, mean_interval
 
@@ -39,6 +40,7 @@ class _Judged(NamedTuple):
     """Record from which on an alarm belongs to the spike."""
 
 
+@expects(runs=dataset("loss", "step"), predicted=dataset("spike_step", source="forecast returns"))
 def alarm_signals(runs: xr.Dataset, predicted: xr.Dataset) -> xr.Dataset:
     """Collect three warnings of a spike at every record, each from records up to it: larger is more alarming.
 
@@ -85,6 +87,15 @@ def alarm_signals(runs: xr.Dataset, predicted: xr.Dataset) -> xr.Dataset:
     )
 
 
+@expects(
+    signals=a("signals by name, such as alarm_signals returns", xr.Dataset, Mapping),
+    found=dataset(source="spikes returns"),
+    tuning_seeds=several(count(0)),
+    lead=number(least=0),
+    within=number(least=0),
+    false_alarms=number(least=0, below=1),
+    after=number(least=0),
+)
 def forecast_scores(
     signals: xr.Dataset | Mapping[str, xr.DataArray],
     found: xr.Dataset,
@@ -129,6 +140,8 @@ def forecast_scores(
     Raises:
         ValueError: where seeds or axes do not fit, or there is nothing to tune on or to score.
     """
+    if not len(signals) or not all(isinstance(one, xr.DataArray) for one in signals.values()):
+        raise ValueError(f"signals: expected at least one, each an xarray.DataArray, got {described(signals)}")
     names = [str(name) for name in signals]
     first = signals[names[0]]
     tuned = sorted({int(seed) for seed in tuning_seeds})
@@ -264,6 +277,11 @@ def _lead_times(alarm: np.ndarray, judged: _Judged, steps: np.ndarray, chosen: n
     return np.array(leads)
 
 
+@expects(
+    predicted=dataset("spike_step", source="forecast returns"),
+    found=dataset(source="spikes returns"),
+    ahead=several(number(least=0)),
+)
 def forecast_errors(predicted: xr.Dataset, found: xr.Dataset, ahead: Iterable[float]) -> xr.Dataset:
     """Compare forecasts made so many steps before a spike with the spike that came.
 
@@ -290,7 +308,7 @@ def forecast_errors(predicted: xr.Dataset, found: xr.Dataset, ahead: Iterable[fl
             "predicted: expected forecasts at many steps, over the axis 'at'; pass forecast(runs, at=[...])"
         )
     grid = tuple(str(name) for name in predicted["spike_step"].dims if name != "at")
-    if absent := [name for name in grid if name not in found.coords]:
+    if absent := [name for name in (*grid, "spike_step") if name not in found.variables]:
         raise ValueError(
             f"found: expected the coordinates of the runs, {', '.join(absent)}; pass what spikes(runs) returns"
         )

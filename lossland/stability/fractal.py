@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from lossland.arguments import FUNCTION, a, count, expects, number, optional
 from lossland.stability.boundaries import Plane, boundary_cells
 from lossland.stability.intervals import COVERAGE, mean_interval
 
@@ -66,6 +67,7 @@ def local_dimensions(cells: Any) -> np.ndarray:
     return np.log2(counts[:-1] / counts[1:]) if counts.all() else np.full(len(counts) - 1, np.nan)
 
 
+@expects(coverage=number(above=0, below=1))
 def boundary_dimension(diverges: xr.DataArray, coverage: float = COVERAGE) -> xr.Dataset:
     """Estimate the dimension of the boundary of a map, seed by seed, and its mean over seeds with an interval.
 
@@ -153,6 +155,9 @@ def dimension_dependence(
     )
 
 
+@expects(
+    draw=FUNCTION, plane=a("an ll.Plane", Plane), num_frames=count(), factor=number(above=1), choose=optional(FUNCTION)
+)
 def zoom(
     draw: Callable[[Plane], xr.Dataset],
     plane: Plane,

@@ -15,6 +15,7 @@ import numpy as np
 import optax
 import xarray as xr
 
+from lossland.arguments import MAPPING, OPTIMIZER, a, count, dataset, expects, number, optional
 from lossland.optimizers import as_optimizer
 from lossland.problems.problem import Problem
 from lossland.stability.mode_growth import critical_ratio
@@ -155,6 +156,15 @@ def adam_arms(problem: Problem, optimizer: Any, states: xr.Dataset) -> dict[str,
     }
 
 
+@expects(
+    problem=a("an ll.Problem", Problem),
+    optimizer=OPTIMIZER,
+    states=dataset(source="state_probe() records"),
+    num_steps=count(),
+    every=count(),
+    arms=optional(MAPPING),
+    visible=number(above=1),
+)
 def intervene(
     problem: Problem,
     optimizer: Any,

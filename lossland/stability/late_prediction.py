@@ -11,6 +11,21 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from lossland.arguments import (
+    FLAG,
+    MAPPING,
+    OPTIMIZER,
+    PATH,
+    SEEDS,
+    a,
+    count,
+    dataset,
+    either,
+    expects,
+    number,
+    optional,
+    several,
+)
 from lossland.optimizers import as_optimizer
 from lossland.problems.problem import Problem
 from lossland.stability.damping import epsilon_floor
@@ -46,6 +61,18 @@ VARIABLES = {
 }
 
 
+@expects(
+    problem=a("an ll.Problem", Problem),
+    optimizer=OPTIMIZER,
+    axes=MAPPING,
+    seeds=SEEDS,
+    executor=optional(a("a concurrent.futures.Executor", Executor)),
+    num_steps=count(),
+    after=optional(count(0)),
+    visible=either(number(above=1), several(number(above=1))),
+    out=optional(PATH),
+    progress=FLAG,
+)
 def predict_late_spikes(
     problem: Problem,
     optimizer: Any,
@@ -191,6 +218,10 @@ def _rounds(
     return 1 - float(none[-1]), float(times[reached[0]]) if reached.size else np.inf, length, share
 
 
+@expects(
+    measured=dataset("probability", source="late_training_map returns"),
+    predicted=dataset("probability", source="predict_late_spikes returns"),
+)
 def late_training_scores(measured: xr.Dataset, predicted: xr.Dataset) -> xr.Dataset:
     """Hold a predicted map against the measured one, setting by setting.
 

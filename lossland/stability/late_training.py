@@ -10,6 +10,21 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from lossland.arguments import (
+    FLAG,
+    MAPPING,
+    OPTIMIZER,
+    PATH,
+    SEEDS,
+    a,
+    choice,
+    count,
+    either,
+    expects,
+    number,
+    optional,
+    several,
+)
 from lossland.problems.problem import Problem
 from lossland.stability.intervals import COVERAGE, Method, binomial_interval
 from lossland.stability.maps import median_over_seeds
@@ -50,6 +65,21 @@ VARIABLES = {
 }
 
 
+@expects(
+    problem=a("an ll.Problem", Problem),
+    optimizer=OPTIMIZER,
+    axes=MAPPING,
+    seeds=SEEDS,
+    executor=optional(a("a concurrent.futures.Executor", Executor)),
+    num_steps=count(),
+    after=optional(count(0)),
+    visible=either(number(above=1), several(number(above=1))),
+    method=choice("wilson", "clopper_pearson"),
+    begun=number(above=0, most=1),
+    coverage=number(above=0, below=1),
+    out=optional(PATH),
+    progress=FLAG,
+)
 def late_training_map(
     problem: Problem,
     optimizer: Any,

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
+from lossland.arguments import TREE, a, choice, count, expects, number
 from lossland.curvature.arnoldi import Target, balancing, outermost_eigenpair
 from lossland.curvature.lanczos import generic_vector
 from lossland.curvature.operators import full_precision
@@ -49,6 +50,14 @@ class LocalMultiplier(NamedTuple):
     converged: jax.Array
 
 
+@expects(
+    problem=a("an ll.Problem", Problem),
+    params=TREE,
+    target=choice("largest", "oscillating"),
+    tol=number(above=0),
+    num_vectors=count(2),
+    max_restarts=count(),
+)
 def local_multiplier(
     problem: Problem,
     optimizer: Any,
@@ -137,6 +146,7 @@ def local_multiplier(
     )
 
 
+@expects(target=choice("largest", "oscillating"), tol=number(above=0), num_vectors=count(2), max_restarts=count())
 def multiplier_probe(
     target: Target = "oscillating", *, tol: float = 1e-4, num_vectors: int = 48, max_restarts: int = 4
 ) -> Probe:

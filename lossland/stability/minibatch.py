@@ -33,6 +33,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from lossland.arguments import OPTIMIZER, a, count, expects
 from lossland.curvature.arnoldi import outermost_eigenpair
 from lossland.stability.example_curvatures import ExampleCurvatures
 from lossland.thresholds import Certificate, threshold
@@ -72,6 +73,7 @@ class MeanSquareCertificate:
         return self._model.growth(learning_rate)
 
 
+@expects(curvatures=a("what ll.example_curvatures returns", ExampleCurvatures), optimizer=OPTIMIZER, batch_size=count())
 def mean_square_threshold(
     curvatures: ExampleCurvatures,
     optimizer: Any,

@@ -10,15 +10,25 @@ import numpy as np
 import xarray as xr
 from jax import lax
 
+from lossland.arguments import FUNCTION, OPTIMIZER, a, choice, dataset, expects, number, optional
 from lossland.curvature import lanczos, operators
 from lossland.optimizers import as_optimizer
 from lossland.problems.problem import Problem
-from lossland.sweeps.forks import PARAMS, restore
+from lossland.sweeps.forks import OPT_STATE, PARAMS, restore
 from lossland.sweeps.preconditioners import FindSecondMoment, next_preconditioner
 from lossland.sweeps.probes import State
 from lossland.sweeps.programs import numerics
 
 
+@expects(
+    problem=a("an ll.Problem", Problem),
+    optimizer=OPTIMIZER,
+    before=dataset(PARAMS, OPT_STATE, source="state_probe() records"),
+    after=dataset(PARAMS, OPT_STATE, source="state_probe() records"),
+    second_moment=optional(FUNCTION),
+    tol=number(above=0),
+    dtype=choice("float32", "float64"),
+)
 def second_moment_share(
     problem: Problem,
     optimizer: Any,

@@ -6,6 +6,7 @@ from statistics import NormalDist
 
 import numpy as np
 
+from lossland.arguments import count, expects, number
 from lossland.stability.arguments import Numbers, decay, finite, momentum, not_negative, positive
 from lossland.stability.mode_growth import critical_ratio, dominant_root, mode_step, ratio_rate
 
@@ -113,6 +114,7 @@ def mode_amplitude(gradient: Numbers, first_moment: Numbers, kappa: Numbers, b1:
     return np.abs(g + left * m) / np.abs(1 + left * (1 - b1) / (root - b1))
 
 
+@expects(max_steps=count())
 def lag_from_state(
     gradient: Numbers,
     first_moment: Numbers,
@@ -156,6 +158,7 @@ def lag_from_state(
     return steps[()]
 
 
+@expects(probability=number(above=0, below=1))
 def lag_under_noise(
     noise: Numbers,
     b1: Numbers,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from lossland.arguments import NUMERIC, expects
 from lossland.stability.arguments import Numbers, decay
 from lossland.stability.mode_growth import critical_ratio, dominant_root
 
@@ -11,6 +12,7 @@ _MOST = 3.0
 """ln ratio beyond which nothing is gained by a higher one."""
 
 
+@expects(log_ratio=NUMERIC, refill=NUMERIC, loss=NUMERIC, learning_rate=NUMERIC, rate=NUMERIC)
 def spike_rise(
     log_ratio: Numbers,
     refill: Numbers,

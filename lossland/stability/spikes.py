@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import xarray as xr
 
+from lossland.arguments import count, dataset, expects, number
 from lossland.stability.spike_lag import lag, lag_from_state
 
 VISIBLE = 2.0
@@ -78,6 +79,7 @@ def relative_preconditioned_sharpness(runs: xr.Dataset) -> xr.Dataset:
     return xr.Dataset({"ratio": ratio, "ratio_bound": bound})
 
 
+@expects(runs=dataset("step"), after=count(0), visible=number(above=1), rate_window=count())
 def spikes(runs: xr.Dataset, *, after: int = 0, visible: float = VISIBLE, rate_window: int = 40) -> xr.Dataset:
     """Find the spikes of every run: where the ratio crossed 1, when the loss showed it, how far it rose.
 

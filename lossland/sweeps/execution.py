@@ -18,6 +18,20 @@ import jax
 import numpy as np
 import xarray as xr
 
+from lossland.arguments import (
+    FLAG,
+    FUNCTION,
+    MAPPING,
+    OPTIMIZER,
+    PATH,
+    Rule,
+    a,
+    check,
+    either,
+    expects,
+    number,
+    optional,
+)
 from lossland.optimizers import as_optimizer
 from lossland.problems.problem import Problem
 from lossland.sweeps import remote
@@ -56,6 +70,16 @@ class Preempted(SystemExit):
     """The process was asked to stop (SIGTERM, SIGUSR1): everything done is saved, the same call goes on from there."""
 
 
+@expects(
+    problem=a("an ll.Problem", Problem),
+    optimizer=OPTIMIZER,
+    sweep=a("an ll.Sweep", Sweep),
+    out=optional(PATH),
+    progress=either(FLAG, FUNCTION),
+    executor=optional(a("a concurrent.futures.Executor", Executor)),
+    checkpoint_seconds=number(above=0),
+    attributes=optional(MAPPING),
+)
 def run(
     problem: Problem,
     optimizer: Any,
@@ -107,8 +131,7 @@ def run(
     job = make_job(problem, optimizer, sweep, probes, place)
     if part is None and jax.process_count() > 1:
         part = (jax.process_index(), jax.process_count())
-    if part is not None and not (len(part) == 2 and part[0] in range(int(part[1]))):
-        raise ValueError(f"part: expected whole numbers (k, n) with 0 <= k < n, got {part!r}")
+    check("part", part, optional(Rule("whole numbers (k, n) with 0 <= k < n", lambda pair: pair[0] in range(pair[1]))))
     if not checkpoint_seconds > 0:
         raise ValueError(f"checkpoint_seconds: expected a positive number, got {checkpoint_seconds!r}")
     layout = job.layout()

@@ -12,6 +12,7 @@ import numpy as np
 import xarray as xr
 from jax.flatten_util import ravel_pytree
 
+from lossland.arguments import FUNCTION, MAPPING, OPTIMIZER, a, count, dataset, expects, optional
 from lossland.optimizers import Optimizer, as_optimizer
 from lossland.problems.problem import Problem
 from lossland.sweeps.batches import Batches
@@ -49,6 +50,17 @@ def state_probe() -> Probe:
     )
 
 
+@expects(
+    problem=a("an ll.Problem", Problem),
+    optimizer=OPTIMIZER,
+    states=dataset(source="state_probe() records"),
+    arms=MAPPING,
+    num_steps=count(),
+    every=count(),
+    branch=optional(OPTIMIZER),
+    adopt=optional(FUNCTION),
+    lane_width=optional(count()),
+)
 def fork(
     problem: Problem,
     optimizer: Any,

@@ -14,6 +14,7 @@ import xarray as xr
 from xarray.backends import BackendArray, BackendEntrypoint
 from xarray.core import indexing
 
+from lossland.arguments import FLAG, PATH, expects
 from lossland.sweeps.store import DamagedTileError, Store
 from lossland.sweeps.sweep import Sweep
 from lossland.sweeps.trajectories import (
@@ -31,6 +32,7 @@ Rows = Callable[[np.ndarray, tuple[Any, ...]], np.ndarray]
 """(flat indices of runs, an indexer for each of a run's own axes) -> (run, ...)"""
 
 
+@expects(path=PATH, lazy=FLAG)
 def load(path: str | os.PathLike[str], lazy: bool = True) -> xr.Dataset:
     """Bring back the sweep saved in a folder, finished or not (`status` says which runs are not there).
 

@@ -11,10 +11,12 @@ from typing import Any
 
 import numpy as np
 
+from lossland.arguments import OPTIMIZER, a, count, expects, optional, several
 from lossland.problems.problem import Problem
 from lossland.sweeps.execution import make_job
 from lossland.sweeps.job import Job
 from lossland.sweeps.plan import Device, Plan
+from lossland.sweeps.probes import as_probes
 from lossland.sweeps.programs import GroupProgram
 from lossland.sweeps.sweep import Sweep
 
@@ -80,6 +82,12 @@ class Forecast:
         return "\n".join(lines)
 
 
+@expects(
+    problem=a("an ll.Problem", Problem),
+    optimizer=OPTIMIZER,
+    sweep=a("an ll.Sweep", Sweep),
+    lane_widths=optional(several(count())),
+)
 def plan(
     problem: Problem,
     optimizer: Any,
@@ -101,7 +109,7 @@ def plan(
     Raises:
         ValueError: as `run` does; also if no candidate fits into memory (which would is said).
     """
-    probes = list(probes)
+    probes = list(as_probes(probes))
     default = make_job(problem, optimizer, sweep, probes).plan.lane_width
     if lane_widths is None:
         found = {max(1, int(default * factor)) for factor in FACTORS}

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
+from lossland.arguments import FUNCTION, MAPPING, Rule, check, expects, optional
 from lossland.curvature import lanczos, operators
 from lossland.optimizers import Optimizer
 from lossland.problems.problem import Problem
@@ -70,6 +71,12 @@ class Probe:
     follow: Callable[[Any, jax.Array, jax.Array], Any] | None = None
 
     def __post_init__(self) -> None:
+        check("name", self.name, Rule("a Python identifier", str.isidentifier))
+        check(f"{self.name}: measure", self.measure, FUNCTION)
+        for key in ("units", "descriptions", "dims"):
+            check(f"{self.name}: {key}", getattr(self, key), MAPPING)
+        for key in ("begin", "follow"):
+            check(f"{self.name}: {key}", getattr(self, key), optional(FUNCTION))
         if self.follow is not None and self.begin is None:
             raise ValueError(f"{self.name}: follow needs a memory; pass begin=function of (problem, params)")
 
@@ -157,6 +164,7 @@ def gradient_curvature_probe() -> Probe:
     )
 
 
+@expects(logits=FUNCTION, labels=FUNCTION)
 def accuracy_probe(
     logits: Callable[[Any, Any], jax.Array], labels: Callable[[Any], jax.Array] = lambda data: data[1]
 ) -> Probe:
@@ -265,7 +273,7 @@ def as_probes(probes: Iterable[Any]) -> tuple[Probe, ...]:
         ValueError: for a name that is not built in (those that are get listed), a function that cannot take
             (problem, optimizer, state), or two probes of one name.
     """
-    if isinstance(probes, str) or callable(probes) or isinstance(probes, Probe):
+    if isinstance(probes, (str, Probe)) or callable(probes) or not isinstance(probes, Iterable):
         raise ValueError(f"probes: expected a list, got {probes!r}; write probes=[...]")
     made = tuple(_as_probe(probe) for probe in probes)
     names = [probe.name for probe in made]

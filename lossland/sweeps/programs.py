@@ -54,6 +54,15 @@ def numerics(dtype: str) -> Iterator[None]:
         yield
 
 
+def product_error(dtype: str, size: int = 64) -> float:
+    """Measure the relative error of a matrix product as sweeps compute it on this device, against NumPy in float64."""
+    left, right = np.random.default_rng(0).normal(size=(2, size, size)).astype(dtype)
+    with numerics(dtype):
+        product = np.asarray(jnp.matmul(left, right), np.float64)
+    exact = left.astype(np.float64) @ right.astype(np.float64)
+    return float(np.linalg.norm(product - exact) / np.linalg.norm(exact))
+
+
 class Snapshot(NamedTuple):
     """A tile under way, on the host: steps done, records made, and the arrays to go on from."""
 

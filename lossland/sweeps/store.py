@@ -24,6 +24,9 @@ from lossland.sweeps.archive import is_temporary, pack, remove_abandoned, unpack
 from lossland.sweeps.sweep import Sweep
 
 FORMAT = 2
+FIRST_FORMAT = 1
+"""Tiles with a mark of their own and the CRC-32 of a zip file, in folders that are read and never written to."""
+FIRST_MARK = "__identity__"
 MANIFEST = "manifest.json"
 LIBRARIES = ("lossland", "jax", "jaxlib", "optax")
 """Entries of the identity that are versions of software."""
@@ -57,6 +60,7 @@ class Store:
     identity: dict[str, Any]
     layout: dict[str, Any]
     runs_per_tile: int
+    format: int = FORMAT
 
     @functools.cached_property
     def digest(self) -> str:
@@ -95,6 +99,11 @@ class Store:
         there = cls.open(directory)
         if refusal := _refusal(directory, there.identity, identity):
             raise OccupiedError(refusal)
+        if there.format != FORMAT:
+            raise OccupiedError(
+                f"out: {directory} has format {there.format}, which is read and no longer written; choose another "
+                "folder, or load that one with ll.load"
+            )
         there._tidy()
         return there
 
@@ -123,13 +132,13 @@ class Store:
                 f"path: {path} is damaged ({error}); nothing was changed there. Bring it back from a copy, or choose "
                 "another folder to run the sweep again"
             ) from error
-        if version != FORMAT:
+        if version not in (FIRST_FORMAT, FORMAT):
             raise ValueError(
                 f"path: {path} has format {version}, written by {manifest.get('written_by', 'another lossland')}; this "
-                f"is lossland {__version__}, which reads format {FORMAT}. Nothing was changed there: use that version, "
-                "or choose another folder"
+                f"is lossland {__version__}, which reads formats {FIRST_FORMAT} to {FORMAT}. Nothing was changed "
+                "there: use that version, or choose another folder"
             )
-        return cls(directory, manifest["identity"], manifest["layout"], manifest["runs_per_tile"])
+        return cls(directory, manifest["identity"], manifest["layout"], manifest["runs_per_tile"], version)
 
     def path(self, tile: int) -> Path:
         """File of one tile."""
@@ -158,6 +167,8 @@ class Store:
         """
         path = self.path(tile)
         try:
+            if self.format == FIRST_FORMAT:
+                return self._read_first(path, tile, names)
             found = self._read(path, self._mark("tile", tile), names)
         except ValueError as error:
             raise DamagedTileError(
@@ -239,6 +250,21 @@ class Store:
         if found != mark:
             raise ValueError("it belongs to another sweep, or to another place in this one")
         return step, arrays
+
+    def _read_first(self, path: Path, tile: int, names: Iterable[str] | None) -> dict[str, np.ndarray] | None:
+        """Arrays of a tile of the first format; None if there is no file."""
+        if not path.exists():
+            return None
+        wanted = None if names is None else {*names, FIRST_MARK}
+        try:
+            with np.load(path, allow_pickle=False) as file:  # zip checks every member's CRC-32 on reading
+                arrays = {name: file[name] for name in file.files if wanted is None or name in wanted}
+            mark = bytes(arrays.pop(FIRST_MARK)).decode()
+        except Exception as error:  # whatever a parser makes of damaged bytes, it means damage
+            raise ValueError(str(error) or type(error).__name__) from error
+        if mark != f"{self.digest} {tile}":
+            raise ValueError("it belongs to another sweep, or to another place in this one")
+        return arrays
 
     def _write(self, path: Path, content: bytes) -> None:
         with self._explained(path, len(content)):

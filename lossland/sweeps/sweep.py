@@ -12,6 +12,10 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
+from lossland.arguments import FLAG, MAPPING, MOST, calling, check, count, number
+
+MOST_SEEDS, MOST_RECORDS = 2**24, 2**24
+"""More than these is a slip of the keyboard: no machine would hold them."""
 RESERVED = ("seed", "step", "run")
 DTYPES = ("float32", "float64", "bfloat16")
 Sampling = Literal["shuffled", "in_order", "with_replacement"]
@@ -101,6 +105,12 @@ class Sweep:
             object.__setattr__(self, name, _count(name, getattr(self, name), least))
         if self.every > self.num_steps:
             raise ValueError(f"every: expected at most num_steps = {self.num_steps}, got {self.every}")
+        if self.num_steps // self.every > MOST_RECORDS:
+            raise ValueError(
+                f"every: {self.num_steps} steps recorded every {self.every} make more than {MOST_RECORDS} records; "
+                "record less often"
+            )
+        check("freeze", self.freeze, FLAG)
         if self.dtype not in DTYPES:
             raise ValueError(f"dtype: expected one of {', '.join(DTYPES)}, got {self.dtype!r}")
         if self.batch_size is not None:
@@ -127,10 +137,15 @@ class Sweep:
         Raises:
             ValueError: for a range that is none.
         """
-        num_points = _count("num_points", num_points, 1)
+        num_points = _count("num_points", num_points, 1, MOST_SEEDS)
+        _count("draw", draw, 0)
+        check("ranges", ranges, MAPPING)
         points = {}
         for name, given in ranges.items():
-            low, high, *scale = given
+            with calling(f"ranges[{name!r}]", '(low, high) or (low, high, "log")'):
+                low, high, *scale = given
+                check("low", low, number())
+                check("high", high, number())
             if not low < high or scale not in ([], ["log"]) or (scale and low <= 0):
                 raise ValueError(
                     f'ranges[{name!r}]: expected (low, high) or (low, high, "log") with low < high, got {given}'
@@ -232,7 +247,8 @@ def _axis(name: Any, values: Any) -> np.ndarray:
         raise ValueError(f"axes: expected names that are Python identifiers, got {name!r}")
     if name in RESERVED:
         raise ValueError(f"axes: {name!r} is a name of lossland's own; seeds have their own argument, seeds=...")
-    array = np.asarray(values)
+    with calling(f"axes[{name!r}]", "a list of numbers"):
+        array = np.asarray(values)
     if name == "dtype":
         array = array.astype(str)
         if array.ndim != 1 or not array.size or not set(array.tolist()) <= set(DTYPES):
@@ -276,8 +292,9 @@ def _points(points: Any, axes: Mapping[str, Any]) -> dict[str, np.ndarray] | Non
 
 def _seeds(seeds: Any) -> np.ndarray:
     if isinstance(seeds, (int, np.integer)) and not isinstance(seeds, bool):
-        seeds = range(_count("seeds", seeds, 1))
-    array = np.asarray(list(seeds) if isinstance(seeds, Iterable) else seeds)
+        seeds = range(_count("seeds", seeds, 1, MOST_SEEDS))
+    with calling("seeds", "a number of seeds or a list of integers"):
+        array = np.asarray(list(seeds) if isinstance(seeds, Iterable) else seeds)
     if array.ndim != 1 or array.size == 0 or array.dtype.kind not in "iu":
         raise ValueError(f"seeds: expected a number of seeds or a list of integers, got {seeds!r}")
     if array.min() < 0 or array.max() > 2**32 - 1:
@@ -287,7 +304,6 @@ def _seeds(seeds: Any) -> np.ndarray:
     return array.astype(np.int64)
 
 
-def _count(name: str, value: Any, least: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < least:
-        raise ValueError(f"{name}: expected an integer of at least {least}, got {value!r}")
+def _count(name: str, value: Any, least: int, most: int = MOST) -> int:
+    check(name, value, count(least, most))
     return int(value)

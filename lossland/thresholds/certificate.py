@@ -21,6 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from lossland.arguments import OPTIMIZER, check, described
 from lossland.thresholds.linearisation import linearise
 from lossland.thresholds.multipliers import ROUNDING, spectral_radius, stable_interval
 from lossland.thresholds.probing import (
@@ -101,6 +102,14 @@ def threshold(optimizer: Any, *, step: int | None = None, **hyperparameters: Any
     parameter, or not preconditioned in a way that is known.
     """
     _check_step(step)
+    check("optimizer", optimizer, OPTIMIZER)
+    for name, value in hyperparameters.items():
+        if (
+            isinstance(value, (str, complex, list))
+            or type(value) is object
+            or (value is None and name == "learning_rate")
+        ):
+            raise ValueError(f"{name}: expected a number, got {described(value)}")
     if traced := [key for key, value in hyperparameters.items() if isinstance(value, jax.core.Tracer)]:
         raise ValueError(
             f"{_name(optimizer)}: {', '.join(traced)} is traced; call threshold outside jit, vmap and grad, or"
