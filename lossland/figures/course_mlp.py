@@ -34,7 +34,8 @@ def course_mlp_figure(
         head(
             figure,
             f"Adam at 0.01: {100 * float((one['printed'].diff('epoch') > 0).mean()):.0f} % of epochs rise, and "
-            f"{100 * float(1 - kinds['mean'].sel(setting='curvature')):.0f} % of the rises are not there with the full batch",
+            f"{100 * float(1 - kinds['mean'].sel(setting='curvature')):.0f} % of the rises are not there with the "
+            "full batch",
             "A relu network on six blobs, batches of 32. Left: the loss printed by one run, and its median over "
             "blocks. "
             "Middle: rises that are not in the full-data loss (record), that vanish with the full batch from the "

@@ -37,7 +37,8 @@ def keras_lstm_figure(
         figure = Figure(figsize=(2 * style.WIDTH, 5.4), layout="constrained")
         head(
             figure,
-            f"An LSTM in batches of 32: {_vanishing(next(iter(kinds.values())))} of the rises of its printed loss are not "
+            f"An LSTM in batches of 32: {_vanishing(next(iter(kinds.values())))} of the rises of its printed loss "
+            "are not "
             "there with the full batch",
             "98 sequences of a motor's current, RMSprop at 0.001. Top right: rises of the printed loss that are not "
             "there in the full-data loss (record), that vanish with the full batch from the same state (noise), and "
