@@ -46,7 +46,7 @@ class Size(NamedTuple):
 
 
 FAST = Size(3, 20, 3, 2, (2, 150), (1e-3, 1e-2), 2, 20)
-FULL = Size(8, 60, 10, 12, (6, 1000), (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2), 5, 60)
+FULL = Size(8, 50, 8, 8, (5, 800), (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2), 4, 40)
 
 
 @functools.cache

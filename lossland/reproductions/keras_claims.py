@@ -22,8 +22,8 @@ LEARNS = 0.9
 class Results(NamedTuple):
     """What was run.
 
-    rises: setting -> `split_rises`; epoch_shares: setting -> (share of epochs whose printed loss rises, the same of the
-    unchanged runs over the same epochs), one per seed; windows: setting -> share of windows, as long as an epoch, over
+    rises: setting -> `split_rises`; epoch_shares: setting -> (share of epochs whose printed loss rises, that of the
+    unchanged runs), one per seed; windows: setting -> share of windows, as long as an epoch, over
     which the loss of full-batch training rises; steps: setting -> share of full-batch steps that raise the loss;
     reached: setting -> largest accuracy of each seed; mislabelled: `mislabelled_steps`; noise: `epoch_noise`; climbs:
     `climbs_by_position`; hidden: units of the small and the large network.
@@ -133,7 +133,7 @@ def _parameters(found: Results) -> Claim:
     return Claim(
         CASE, "c", "200,000 parameters for 98 samples is the cause", verdict,
         f"share of epochs whose printed loss rises with {found.hidden[0]} units", **small.numbers,
-        counterfactual=f"the same epochs with {found.hidden[1]} units: {large}",
+        counterfactual=f"with {found.hidden[1]} units: {large}",
         condition="" if verdict != "depends" else "more seeds: the interval holds half of the larger network's share",
     )  # fmt: skip
 
@@ -154,7 +154,7 @@ def _tiny(found: Results) -> Claim:
     return Claim(
         CASE, "d", "very small batches are the cause; batch 2 does not learn", verdict,
         "share of epochs whose printed loss rises in batches of 32", **main.numbers,
-        counterfactual=f"same seeds and epochs in batches of 2: {two}{', ' * bool(others)}{others}; "
+        counterfactual=f"same seeds, about as many updates, in batches of 2: {two}{', ' * bool(others)}{others}; "
         f"without the last batch of two: {drop} against {keep}; {LEARNS:.0%} accuracy reached in batches of 2 by "
         f"{learnt} "
         f"of seeds, in batches of 32 by {beside}",

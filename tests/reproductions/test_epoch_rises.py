@@ -154,7 +154,7 @@ def test_climbs_fall_to_the_place_whose_step_made_them():
     loss = xr.DataArray([np.exp([0, -1, -1, 1.0, 0, -1, 0, 0.0])], dims=("seed", "step"))
     np.testing.assert_allclose(climbs_by_position(loss, BATCHES), [[0, 0, 1]])
     loss[0, 2] = 1.0
-    np.testing.assert_allclose(climbs_by_position(loss, BATCHES), [[0, 0.5, 0.5]], atol=1e-12)
+    np.testing.assert_allclose(climbs_by_position(loss, BATCHES), [[0, 1 / 3, 2 / 3]], rtol=1e-6)
 
 
 class TestEstimates:
