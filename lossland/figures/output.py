@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import xarray as xr
@@ -15,7 +16,7 @@ from lossland.figures import style
 FORMATS = ("png", "pdf")
 
 
-def save(figure: Figure, path_stem: str | os.PathLike[str]) -> list[Path]:
+def save(figure: Figure, path_stem: str | os.PathLike[str], formats: Sequence[str] = FORMATS) -> list[Path]:
     """Write a figure as `<path_stem>.png` (300 dots per inch) and `<path_stem>.pdf` (vectors, TrueType fonts embedded).
 
     Files hold no date and no machine: the same figure gives the same bytes. Folders are made; no window is opened and
@@ -24,14 +25,17 @@ def save(figure: Figure, path_stem: str | os.PathLike[str]) -> list[Path]:
     Args:
         figure: any matplotlib figure.
         path_stem: path without a suffix.
+        formats: which of the two.
 
     Returns:
         The paths written, PNG first.
 
     Raises:
-        ValueError: if `path_stem` ends with .png or .pdf.
+        ValueError: if `path_stem` ends with .png or .pdf, or another format is asked for.
     """
     stem = _stem(path_stem, FORMATS)
+    if not set(formats) <= set(FORMATS):
+        raise ValueError(f"formats: expected some of {', '.join(FORMATS)}, got {', '.join(formats)}")
     title = figure.get_suptitle().replace("\n", " ") or stem.name
     metadata = {
         "png": {"Software": None, "Title": title},
@@ -42,7 +46,7 @@ def save(figure: Figure, path_stem: str | os.PathLike[str]) -> list[Path]:
     canvas = figure.canvas
     try:
         with style.house_style():
-            for kind in FORMATS:
+            for kind in formats:
                 path = stem.with_name(f"{stem.name}.{kind}")
                 # Written by the canvas itself, so that a figure shown in a window elsewhere does not draw itself anew.
                 canvases[kind](figure)

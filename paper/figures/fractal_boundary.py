@@ -1,0 +1,17 @@
+"""Boundaries of trainability with their dimensions, and where a perturbed parabola's boundary turns fractal."""
+
+from typing import Any
+
+from lossland.figures.planes import boundary_figure
+from lossland.figures.reproduced import transition_figure
+from paper.sources import Results
+
+SOURCES = ("fractal_boundary", "cosine_quadratic")
+
+
+def draw(results: Results) -> dict[str, Any]:
+    """Draw the panels with their zooms, and the transition."""
+    return {
+        "": boundary_figure(*results.arguments("fractal_boundary", "boundary_figure")),
+        "transition": transition_figure(*results.arguments("cosine_quadratic", "transition_figure")),
+    }

@@ -1,0 +1,13 @@
+"""Slices and spectra around a catapult and a late spike."""
+
+from typing import Any
+
+from lossland.figures.scenes import landscapes_figure
+from paper.sources import Results
+
+SOURCES = ("landscapes",)
+
+
+def draw(results: Results) -> dict[str, Any]:
+    """Draw it as the experiment does."""
+    return {"": landscapes_figure(*results.arguments("landscapes", "landscapes_figure"))}
