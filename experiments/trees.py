@@ -1,4 +1,4 @@
-"""Arguments of figures as one file: dictionaries, tuples, arrays and datasets in a compressed `.npz`, without pickle."""
+"""Arguments of figures as one file: dicts, tuples, arrays and datasets in a compressed `.npz`, without pickle."""
 
 from __future__ import annotations
 

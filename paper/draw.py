@@ -7,6 +7,7 @@ import csv
 import importlib
 import io
 import pkgutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,9 +20,10 @@ from matplotlib.patches import Rectangle
 
 from experiments.experiment import RESULTS
 from lossland import figures
+from lossland.figures import style
 from lossland.sweeps.archive import write_whole
 from paper import figures as scripts
-from paper.sources import BUILD, Results
+from paper.sources import BUILD, MissingSummaryError, Results
 
 DIGITS = 9
 
@@ -39,13 +41,26 @@ def script(stem: str) -> Any:
 def draw(stem: str, results: Results, out: Path) -> list[Path]:
     """Write all parts of a figure as PDF, and what is drawn in each as CSV."""
     paths = []
-    for part, figure in script(stem).draw(results).items():
+    for part, drawing in script(stem).PARTS.items():
+        try:
+            figure = drawing(results)
+        except MissingSummaryError as error:
+            figure = placeholder(str(error))
+            print(f"{stem}: {error}", file=sys.stderr)
         place = out / (f"{stem}_{part}" if part else stem)
         paths += figures.save(figure, place, ["pdf"])
         numbers = place.with_suffix(".csv")
         write_whole(numbers, drawn_numbers(figure).encode())
         paths.append(numbers)
     return paths
+
+
+def placeholder(words: str) -> Figure:
+    """Say in place of a figure what has to be run for it."""
+    with style.house_style():
+        figure = Figure(figsize=(style.WIDTH, 1.2))
+        figure.text(0.5, 0.5, words, ha="center", va="center", color=style.GREY)
+    return figure
 
 
 def drawn_numbers(figure: Figure) -> str:

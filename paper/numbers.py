@@ -1,8 +1,8 @@
 """Every number of the text, from the summaries: `main.tex` names it, this writes `numbers.tex` and `targets.tex`.
 
-In the text, `\\val{STEM.NUMBER}` is what was measured and `\\want{STEM.NUMBER}` what was expected, `\\val[STYLE]{...}` says
-how it is written; `\\set{NAME}` is a setting or a count, computed in `settings`; `\\made{STEM}` says for a caption how a
-result was made. Only what the text asks for is written, and what it asks for must exist.
+In the text, `\\val{STEM.NUMBER}` is what was measured and `\\want{STEM.NUMBER}` what was expected; `\\val[STYLE]{...}`
+says how it is written; `\\set{NAME}` is a setting or a count, computed in `settings`; `\\made{STEM}` says for a caption
+how a result was made. Only what the text asks for is written, and what it asks for must exist.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import argparse
 import importlib
 import math
 import re
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,10 +21,11 @@ import numpy as np
 from experiments.catalogue import STEMS, experiment
 from experiments.experiment import RESULTS
 from lossland.sweeps.archive import write_whole
-from paper.sources import BUILD, PAPER, Results, benchmark
+from paper.sources import BUILD, PAPER, MissingSummaryError, Results, benchmark
 
 ASKED = re.compile(r"\\(val|want|set)(?:\[(\w+)\])?\{([^}]+)\}")
 MADE = re.compile(r"\\made\{([^}]+)\}")
+NOT_MEASURED = r"\emph{not measured}"
 
 
 def scientific(value: float, digits: int = 2) -> str:
@@ -166,7 +168,11 @@ def written(results: Results, text: str) -> str:
     """Return `numbers.tex` for a text."""
     lines = ["% Written by paper/numbers.py from the summaries; not to be edited."]
     for macro, style, key in asked(text):
-        shown = STYLES[style](value_of(results, macro, key))
+        try:
+            shown = STYLES[style](value_of(results, macro, key))
+        except MissingSummaryError as error:
+            print(f"{macro} {key}: {error}", file=sys.stderr)
+            shown = NOT_MEASURED
         lines.append(rf"\expandafter\def\csname {macro}:{style}:{key}\endcsname{{{shown}}}")
     for stem in dict.fromkeys(MADE.findall(text)):
         lines.append(rf"\expandafter\def\csname made:{stem}\endcsname{{{made(results, stem)}}}")
@@ -179,6 +185,8 @@ def made(results: Results, stem: str) -> str:
         machine = benchmark(stem.partition("/")[2])["machine"]
         words = machine if isinstance(machine, str) else f"{machine['cores']} cores, jax {machine['jax']}"
         return rf"Benchmark \texttt{{{escaped(stem)}}}, {escaped(words)}."
+    if not results.has(stem):
+        return rf"Experiment \texttt{{{escaped(stem)}}}: {NOT_MEASURED}."
     one = results.summary(stem)
     sweeps = rf", sweeps \texttt{{{one['hash']}}}" if one["sweeps"] else rf", identity \texttt{{{one['hash']}}}"
     return rf"Experiment \texttt{{{escaped(stem)}}}, {one['profile']} profile{sweeps}."
@@ -193,10 +201,7 @@ def escaped(text: str) -> str:
 
 def table(results: Results) -> str:
     """Return `targets.tex`: every target with what was expected, what was measured, and the verdict."""
-    signs = {
-        "absolute": r"$=$", "relative": r"$=$", "equal": r"$=$", "at_most": r"$\le$", "at_least": r"$\ge$",
-        "within": r"in the range measured:", "between": r"within",
-    }  # fmt: skip
+    signs = {"at_most": r"$\le$", "at_least": r"$\ge$", "between": "in", "within": "in"}
     lines = ["% Written by paper/numbers.py from the summaries; not to be edited."]
     for stem in filter(results.has, STEMS):
         one = results.summary(stem)
@@ -210,7 +215,7 @@ def table(results: Results) -> str:
             if target["tolerance"] and target["comparison"] == "relative":
                 tolerance += " rel."
             lines.append(
-                rf"{name} & {signs[target['comparison']]} {_cell(target['expected'])}{tolerance} & "
+                rf"{name} & {signs.get(target['comparison'], '$=$')} & {_cell(target['expected'])}{tolerance} & "
                 rf"{_cell(target['measured'])} & {target['verdict']} \\"
             )
         lines.append(r"\addlinespace")

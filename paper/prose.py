@@ -23,7 +23,7 @@ def body(text: str) -> str:
     for pattern in _DROPPED:
         text = re.sub(
             pattern, lambda found: re.sub(r"[^\n]", " ", found[0]), text, flags=re.DOTALL if "begin" in pattern else 0
-        )  # noqa: E501
+        )
     return text
 
 

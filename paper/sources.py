@@ -15,6 +15,10 @@ BUILD = PAPER / "build"
 BENCHMARKS = ROOT / "benchmarks" / "results"
 
 
+class MissingSummaryError(Exception):
+    """An experiment has not been run: there is no summary of it, or not a whole one."""
+
+
 class Results:
     """Summaries in a folder, read once."""
 
@@ -29,12 +33,12 @@ class Results:
 
     def stems(self) -> list[str]:
         """Experiments that have been run."""
-        return sorted(path.name for path in self.folder.iterdir() if path.is_dir() and self.has(path.name))
+        return sorted(path.name for path in self.folder.glob("*/") if self.has(path.name))
 
     def _summary(self, stem: str) -> dict[str, Any]:
         found = load_summary(self.folder / stem)
         if found is None:
-            raise FileNotFoundError(f"{self.folder / stem}: no whole summary; run python -m experiments {stem}")
+            raise MissingSummaryError(f"not measured: python -m experiments {stem}")
         return found
 
     def _drawn(self, stem: str) -> list[tuple[str, tuple[Any, ...], dict[str, Any]]]:

@@ -1,4 +1,4 @@
-"""A place of a loss landscape in one row: lines, a plane with the trajectory, a filter-normalised plane, the spectrum."""
+"""A place of a loss landscape in one row: lines, the trajectory's plane, a filter-normalised plane, the spectrum."""
 
 from __future__ import annotations
 

@@ -9,9 +9,14 @@ from paper.sources import Results
 SOURCES = ("numpy_mlp", "catapult")
 
 
-def draw(results: Results) -> dict[str, Any]:
-    """Draw the stability map, and the window beside it."""
-    return {
-        "": stability_map_figure(*results.arguments("numpy_mlp", "stability_map_figure", 1)),
-        "window": catapult_figure(*results.arguments("catapult", "catapult_figure")),
-    }
+def scales(results: Results) -> Any:
+    """Draw the stability map."""
+    return stability_map_figure(*results.arguments("numpy_mlp", "stability_map_figure", 1))
+
+
+def window(results: Results) -> Any:
+    """Draw the window against the width."""
+    return catapult_figure(*results.arguments("catapult", "catapult_figure"))
+
+
+PARTS = {"": scales, "window": window}

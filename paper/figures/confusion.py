@@ -8,6 +8,9 @@ from paper.sources import Results
 SOURCES = ("fault_injection",)
 
 
-def draw(results: Results) -> dict[str, Any]:
+def matrix(results: Results) -> Any:
     """Draw the confusion matrix."""
-    return {"": confusion_figure(*results.arguments("fault_injection", "confusion_figure"))}
+    return confusion_figure(*results.arguments("fault_injection", "confusion_figure"))
+
+
+PARTS = {"": matrix}

@@ -8,6 +8,9 @@ from paper.sources import Results
 SOURCES = ("edge_of_stability",)
 
 
-def draw(results: Results) -> dict[str, Any]:
+def whole(results: Results) -> Any:
     """Draw it as the experiment does."""
-    return {"": edge_of_stability_figure(*results.arguments("edge_of_stability", "edge_of_stability_figure"))}
+    return edge_of_stability_figure(*results.arguments("edge_of_stability", "edge_of_stability_figure"))
+
+
+PARTS = {"": whole}

@@ -14,7 +14,7 @@ SOURCES = ("linear_regression", "numpy_mlp", "rnn_sequences")
 REPORTED = style.OUTCOME_COLORS["rises_and_recovers"]
 
 
-def draw(results: Results) -> dict[str, Any]:
+def whole(results: Results) -> Any:
     """Draw a panel for each case that has been measured."""
     panels = [(_linear_regression, "linear_regression"), (_numpy_mlp, "numpy_mlp"), (_rnn_sequences, "rnn_sequences")]
     with style.house_style():
@@ -24,7 +24,7 @@ def draw(results: Results) -> dict[str, Any]:
             panel(ax, results)
             style.dress(ax)
         settle(figure)
-    return {"": figure}
+    return figure
 
 
 def _linear_regression(ax: Axes, results: Results) -> None:
@@ -64,3 +64,6 @@ def _rnn_sequences(ax: Axes, results: Results) -> None:
     ax.set(xlabel="step", ylabel="loss, accuracy")
     ax.set_title("Recurrent classifier: gradients\nexplode within a step", loc="left")
     ax.legend(frameon=False, loc="upper left")
+
+
+PARTS = {"": whole}

@@ -9,9 +9,14 @@ from paper.sources import Results
 SOURCES = ("fractal_boundary", "cosine_quadratic")
 
 
-def draw(results: Results) -> dict[str, Any]:
-    """Draw the panels with their zooms, and the transition."""
-    return {
-        "": boundary_figure(*results.arguments("fractal_boundary", "boundary_figure")),
-        "transition": transition_figure(*results.arguments("cosine_quadratic", "transition_figure")),
-    }
+def panels(results: Results) -> Any:
+    """Draw the panels with their zooms."""
+    return boundary_figure(*results.arguments("fractal_boundary", "boundary_figure"))
+
+
+def transition(results: Results) -> Any:
+    """Draw the exponent against the roughness."""
+    return transition_figure(*results.arguments("cosine_quadratic", "transition_figure"))
+
+
+PARTS = {"": panels, "transition": transition}

@@ -8,6 +8,9 @@ from paper.sources import Results
 SOURCES = ("late_training_map",)
 
 
-def draw(results: Results) -> dict[str, Any]:
+def whole(results: Results) -> Any:
     """Draw it as the experiment does."""
-    return {"": late_training_figure(*results.arguments("late_training_map", "late_training_figure"))}
+    return late_training_figure(*results.arguments("late_training_map", "late_training_figure"))
+
+
+PARTS = {"": whole}

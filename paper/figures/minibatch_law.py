@@ -8,6 +8,9 @@ from paper.sources import Results
 SOURCES = ("minibatch_law",)
 
 
-def draw(results: Results) -> dict[str, Any]:
+def whole(results: Results) -> Any:
     """Draw it as the experiment does."""
-    return {"": minibatch_law_figure(*results.arguments("minibatch_law", "minibatch_law_figure"))}
+    return minibatch_law_figure(*results.arguments("minibatch_law", "minibatch_law_figure"))
+
+
+PARTS = {"": whole}

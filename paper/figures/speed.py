@@ -30,7 +30,7 @@ TOOLS = {
 }
 
 
-def draw(results: Results) -> dict[str, Any]:
+def whole(results: Results) -> Any:
     """Draw three panels."""
     sweeps, curvature = benchmark("sweeps"), benchmark("curvature")
     with style.house_style():
@@ -42,7 +42,7 @@ def draw(results: Results) -> dict[str, Any]:
         for ax in (left, middle, right):
             style.dress(ax)
         settle(figure)
-    return {"": figure}
+    return figure
 
 
 def _sweeps(ax: Any, works: dict[str, dict[str, float]]) -> None:
@@ -61,7 +61,7 @@ def _sweeps(ax: Any, works: dict[str, dict[str, float]]) -> None:
         xscale="log", yticks=list(places), yticklabels=[SWEEPS[name] for name in works], ylim=(-1.9, len(works) - 0.5)
     )
     ax.set(xlabel="time / time of one vmap over the grid")
-    ax.set_title("Training sweeps: left is faster", loc="left")
+    ax.set_title("Training sweeps", loc="left")
     ax.legend(frameon=False, loc="lower right", fontsize=style.SMALL, ncols=2, handletextpad=0.1, columnspacing=0.8)
     ax.tick_params(axis="y", length=0)
 
@@ -81,7 +81,7 @@ def _sharpness(ax: Any, rows: dict[str, dict[str, float]]) -> None:
     ax.set(
         yticks=list(places), yticklabels=list(shown), xlim=(0, 1.22 * longest), xlabel="time, in full-batch gradients"
     )
-    ax.set_title("Sharpness, and its relative error", loc="left")
+    ax.set_title("Largest eigenvalue", loc="left")
     ax.tick_params(axis="y", length=0)
 
 
@@ -91,5 +91,8 @@ def _scaling(ax: Any, rows: list[dict[str, float]]) -> None:
         [row["runs"] for row in rows], [row["microseconds_per_run"] for row in rows], "D-", color=OURS, markersize=4,
         linewidth=1,
     )  # fmt: skip
-    ax.set(xscale="log", yscale="log", xlabel="runs in the sweep", ylabel="µs a run")
-    ax.set_title("Linear regression, 500 steps", loc="left")
+    ax.set(xscale="log", yscale="log", xlabel="runs of 500 steps in a sweep", ylabel="µs a run")
+    ax.set_title("Scaling", loc="left")
+
+
+PARTS = {"": whole}
