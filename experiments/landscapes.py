@@ -27,10 +27,14 @@ from lossland.sweeps.sweep import Sweep
 NUMPY_SEED, CATAPULT_RATE, CATAPULT_STEPS = 4, 1.0, 100
 SPIKE_STEPS, AROUND = 3000, 60
 """Steps of Adam, and steps before and after the late spike's peak that are drawn."""
+EXTENTS = {"catapult": 1.0, "spike": 0.02}
+"""How far lines along eigenvectors reach: about as far as training moves along the sharpest."""
 NEAR = 1e-4
 """Distance within which slices are held against the quadratic model."""
 REACH = 0.5
 """Filter-normalised planes reach this share of the weights' norm."""
+BLUR = 0.003
+"""Width of the spectral density's blur, in units of the range of the spectrum."""
 
 
 def measure(folder: Path, fast: bool, table: dict[str, Any]) -> tuple[dict[str, Any], list[Path]]:
@@ -38,9 +42,9 @@ def measure(folder: Path, fast: bool, table: dict[str, Any]) -> tuple[dict[str, 
     numbers: dict[str, Any] = {}
     scenes = {}
     errors, norms = [], []
-    for title, name, problem, path, (before, after) in (_catapult(folder), _spike(folder)):
+    for title, name, problem, path, extent in (_catapult(folder), _spike(folder)):
         with jax.enable_x64(True):
-            scene, found = _scene(problem, path, before, after, 25 if fast else 61)
+            scene, found = _scene(problem, path, extent, 25 if fast else 61)
         scenes[title] = scene
         errors.append(found["quadratic_error"])
         norms.append(found["norm_error"])
@@ -59,16 +63,16 @@ def _states(runs: xr.Dataset) -> xr.Dataset:
     return runs.squeeze(drop=True).transpose("step", ...)
 
 
-def _catapult(folder: Path) -> tuple[str, str, Problem, Any, tuple[int, int]]:
+def _catapult(folder: Path) -> tuple[str, str, Problem, Any, float]:
     """Case 2 at learning rate 1 from the reported start: from its first step until it has come to rest."""
     problem = reported.numpy_mlp(numpy_seed=NUMPY_SEED)
     sweep = Sweep({"learning_rate": [CATAPULT_RATE]}, 1, CATAPULT_STEPS, 1)
     runs = _states(run(problem, optax.sgd, sweep, ["loss", state_probe()], folder / "catapult", progress=False))
     title = f"Catapult: case 2 at learning rate {CATAPULT_RATE:g}, step 0 and step {CATAPULT_STEPS}"
-    return title, "catapult", problem, _pytrees(problem, runs["saved_params"].values), (0, -1)
+    return title, "catapult", problem, _pytrees(problem, runs["saved_params"].values), EXTENTS["catapult"]
 
 
-def _spike(folder: Path) -> tuple[str, str, Problem, Any, tuple[int, int]]:
+def _spike(folder: Path) -> tuple[str, str, Problem, Any, float]:
     """The largest late rise of Adam on 24 points: from the smallest loss before it until well after."""
     problem = curve()
     adam: Optimizer = ADAM.with_arguments(b1=B1)
@@ -80,7 +84,7 @@ def _spike(folder: Path) -> tuple[str, str, Problem, Any, tuple[int, int]]:
     peak = int(steps[int(np.argmax(rises))])
     shown = runs.isel(step=slice(peak - AROUND, peak + AROUND + 1))
     title = f"Late spike of Adam: {AROUND} steps before its peak at step {peak}, and {AROUND} after it"
-    return title, "spike", problem, _pytrees(problem, shown["saved_params"].values), (0, -1)
+    return title, "spike", problem, _pytrees(problem, shown["saved_params"].values), EXTENTS["spike"]
 
 
 def _pytrees(problem: Problem, flat: np.ndarray) -> Any:
@@ -90,14 +94,13 @@ def _pytrees(problem: Problem, flat: np.ndarray) -> Any:
     return jax.vmap(unravel)(jnp.asarray(flat, jnp.float32))
 
 
-def _scene(
-    problem: Problem, path: Any, before: int, after: int, num_points: int
-) -> tuple[dict[str, Any], dict[str, float]]:
-    """Slices and spectra in float64, and the numbers that are judged."""
+def _scene(problem: Problem, path: Any, extent: float, num_points: int) -> tuple[dict[str, Any], dict[str, float]]:
+    """Slices and spectra in float64 at the path's two ends, and the numbers that are judged."""
     path = cast_floating(path, np.float64)
     lines, curvatures, densities, errors = {}, {}, {}, []
     found: dict[str, float] = {}
-    for when, place in (("before", before), ("after", after)):
+    sharpest: Any = None
+    for when, place in (("before", 0), ("after", -1)):
         params = jax.tree.map(lambda leaf, place=place: leaf[place], path)
         pairs = top_eigenpairs(hessian(problem.objective, params), like=params, k=2, tol=1e-8)
         found[f"sharpness_{when}"] = float(pairs.values[0])
@@ -106,20 +109,30 @@ def _scene(
             eigenvalue = float(pairs.values[number])
             errors.append(quadratic_error(problem, params, vector, eigenvalue))
             label = f"{rank}, {when}"
-            lines[label] = landscapes.line(problem.objective, params, vector, num_points=2 * num_points + 1)
+            lines[label] = landscapes.line(
+                problem.objective, params, vector, extent=extent, num_points=2 * num_points + 1
+            )
             curvatures[label] = eigenvalue
-        density = spectral_density(hessian(problem.objective, params), like=params, key=jax.random.key(0))
+            sharpest = vector if label == "first, before" else sharpest
+        density = spectral_density(
+            hessian(problem.objective, params), like=params, key=jax.random.key(0), num_points=2048, width=BLUR
+        )
         densities[when] = xr.Dataset(
             {"density": ("eigenvalue", np.asarray(density.density))}, {"eigenvalue": np.asarray(density.grid)}
         )
-    last = jax.tree.map(lambda leaf: leaf[after], path)
+    last = jax.tree.map(lambda leaf: leaf[-1], path)
     directions = [landscapes.random_direction(jax.random.key(number), last) for number in (1, 2)]
-    trajectory = landscapes.trajectory_plane(problem.objective, path, num_points=num_points)
-    found["explained"] = float(trajectory["explained"].sum())
+    # Late in training the steps of a spike are too small to be a principal component beside the drift: the sharpest
+    # direction is where it happens.
+    drift = landscapes.principal_directions(path, 1)[0][0]
+    trajectory = landscapes.trajectory_plane(
+        problem.objective, path, directions=[drift, sharpest], num_points=num_points
+    )
     scene = {
         "lines": lines,
         "curvatures": curvatures,
         "trajectory": trajectory,
+        "axes": ("first principal component", "sharpest, before"),
         "plane": landscapes.plane(problem.objective, last, directions, extent=REACH, num_points=num_points),
         "densities": densities,
     }

@@ -229,8 +229,9 @@ def _cell(value: Any) -> str:
     if isinstance(value, bool) or value is None:
         return str(value)
     if isinstance(value, (int, float, np.number)):
+        digits = next((few for few in range(1, 5) if float(f"{value:.{few}g}") == value), 5)
         whole = math.isfinite(value) and float(value).is_integer() and abs(value) < 1e7
-        return f"{int(value)}" if whole else scientific(float(value), 5)
+        return f"{int(value)}" if whole else scientific(float(value), digits)
     return escaped(str(value))
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -14,8 +13,10 @@ from lossland.figures import style
 from lossland.figures.labels import settle
 from lossland.figures.slices import plot_line, plot_plane
 
-FLOOR = 1e-4
+FLOOR = 1e-6
 """Densities below this share of the highest are not drawn."""
+BULK = 1.0
+"""Eigenvalues are drawn on a linear scale up to this size, on a logarithmic one beyond."""
 
 
 def plot_densities(ax: Axes, densities: Mapping[str, xr.Dataset]) -> None:
@@ -31,7 +32,8 @@ def plot_densities(ax: Axes, densities: Mapping[str, xr.Dataset]) -> None:
         for (label, one), (color, line) in zip(densities.items(), looks, strict=False):
             shown = one["density"].where(one["density"] > FLOOR * top)
             ax.plot(one["eigenvalue"], shown, color=color, linestyle=line, linewidth=1, label=label)
-        ax.set(yscale="log", xlabel="eigenvalue of the Hessian", ylabel="density", ylim=(FLOOR * top, 3 * top))
+        ax.set(yscale="log", xlabel="eigenvalue", ylabel="density", ylim=(FLOOR * top, 3 * top))
+        ax.set_xscale("symlog", linthresh=BULK)
         ax.legend(frameon=False, loc="upper right")
         style.dress(ax)
 
@@ -41,25 +43,24 @@ def landscapes_figure(scenes: Mapping[str, Mapping[str, Any]]) -> Figure:
 
     Args:
         scenes: title -> `lines` (label -> what `landscapes.line` returns) with `curvatures` (label -> eigenvalue),
-            `trajectory` (of `landscapes.trajectory_plane`), `plane` (of `landscapes.plane` along filter-normalised
-            directions), `densities` (label -> `density` over "eigenvalue").
+            `trajectory` (of `landscapes.trajectory_plane`) with `axes` (names of its two directions), `plane` (of
+            `landscapes.plane` along filter-normalised directions), `densities` (label -> `density` over "eigenvalue").
     """
     with style.house_style():
         figure = Figure(figsize=(2 * style.WIDTH, 2.15 * len(scenes)), layout="constrained")
-        rows: Any = np.atleast_1d(np.asarray(figure.subfigures(len(scenes), 1), object))
-        for row, (title, scene) in zip(rows, scenes.items(), strict=True):
-            row.suptitle(title, x=0.01, ha="left", fontsize=style.TEXT + 0.5)
-            one, two, three, four = row.subplots(1, 4)
+        rows: Any = figure.subplots(len(scenes), 4, squeeze=False)
+        for (one, two, three, four), (title, scene) in zip(rows, scenes.items(), strict=True):
             plot_line(one, dict(scene["lines"]), dict(scene["curvatures"]))
-            one.set_xlabel("distance along a unit eigenvector")
-            one.legend(frameon=False, fontsize=style.SMALL, loc="upper center", handlelength=1.8)
+            one.set(xlabel="distance", ylim=(0, 1.5 * one.get_ylim()[1]))
+            one.legend(frameon=False, fontsize=style.SMALL, loc="upper center", handlelength=1.8, labelspacing=0.2)
             plot_plane(two, scene["trajectory"])
-            two.set_title("plane of the trajectory", loc="left")
+            two.set(xlabel=scene["axes"][0], ylabel=scene["axes"][1])
             plot_plane(three, scene["plane"])
             three.set(xlabel="first random direction", ylabel="second")
-            three.set_title("filter-normalised", loc="left")
             plot_densities(four, scene["densities"])
+            one.set_title(f"{title}\nalong eigenvectors", loc="left")
+            two.set_title("trajectory", loc="left")
+            three.set_title("filter-normalised", loc="left")
             four.set_title("spectral density", loc="left")
-            one.set_title("along eigenvectors", loc="left")
         settle(figure)
     return figure

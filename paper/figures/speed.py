@@ -35,7 +35,7 @@ def whole(results: Results) -> Any:
     sweeps, curvature = benchmark("sweeps"), benchmark("curvature")
     with style.house_style():
         figure = Figure(figsize=(2 * style.WIDTH, 2.9), layout="constrained")
-        left, middle, right = figure.subplots(1, 3, width_ratios=(1.15, 1, 0.8))
+        left, middle, right = figure.subplots(1, 3, width_ratios=(1.1, 1, 0.9))
         _sweeps(left, {row["work"]: row["seconds"] for row in sweeps["rows"] if row["work"] in SWEEPS})
         _sharpness(middle, curvature["a"]["rows"])
         _scaling(right, sweeps["scaling"])
@@ -58,11 +58,11 @@ def _sweeps(ax: Any, works: dict[str, dict[str, float]]) -> None:
         )  # fmt: skip
     ax.axvline(1, color=style.RULE, linewidth=0.8, zorder=1)
     ax.set(
-        xscale="log", yticks=list(places), yticklabels=[SWEEPS[name] for name in works], ylim=(-1.9, len(works) - 0.5)
+        xscale="log", yticks=list(places), yticklabels=[SWEEPS[name] for name in works], ylim=(-0.6, len(works) - 0.4)
     )
     ax.set(xlabel="time / time of one vmap over the grid")
     ax.set_title("Training sweeps", loc="left")
-    ax.legend(frameon=False, loc="lower right", fontsize=style.SMALL, ncols=2, handletextpad=0.1, columnspacing=0.8)
+    ax.legend(frameon=False, loc="lower right", handletextpad=0.1, borderaxespad=0.0)
     ax.tick_params(axis="y", length=0)
 
 
@@ -91,7 +91,7 @@ def _scaling(ax: Any, rows: list[dict[str, float]]) -> None:
         [row["runs"] for row in rows], [row["microseconds_per_run"] for row in rows], "D-", color=OURS, markersize=4,
         linewidth=1,
     )  # fmt: skip
-    ax.set(xscale="log", yscale="log", xlabel="runs of 500 steps in a sweep", ylabel="µs a run")
+    ax.set(xscale="log", yscale="log", xlabel="runs in a sweep", ylabel="µs a run")
     ax.set_title("Scaling", loc="left")
 
 
