@@ -8,21 +8,25 @@ from matplotlib.figure import Figure
 
 from lossland.figures import style
 from lossland.figures.labels import settle
-from paper.sources import Results
+from paper.sources import MissingSummaryError, Results
 
 SOURCES = ("linear_regression", "numpy_mlp", "rnn_sequences")
 REPORTED = style.OUTCOME_COLORS["rises_and_recovers"]
 
 
 def whole(results: Results) -> Any:
-    """Draw a panel for each case that has been measured."""
-    panels = [(_linear_regression, "linear_regression"), (_numpy_mlp, "numpy_mlp"), (_rnn_sequences, "rnn_sequences")]
+    """Draw a panel for each case; one that has not been measured says so."""
+    panels = (_linear_regression, _numpy_mlp, _rnn_sequences)
     with style.house_style():
         figure = Figure(figsize=(2 * style.WIDTH, 2.3), layout="constrained")
-        axes: Any = figure.subplots(1, len(panels), squeeze=False)[0]
-        for ax, (panel, _) in zip(axes, panels, strict=True):
-            panel(ax, results)
-            style.dress(ax)
+        axes: Any = figure.subplots(1, len(panels))
+        for ax, panel in zip(axes, panels, strict=True):
+            try:
+                panel(ax, results)
+                style.dress(ax)
+            except MissingSummaryError as error:
+                ax.set_axis_off()
+                ax.text(0.5, 0.5, str(error).replace(": ", ":\n"), ha="center", va="center", color=style.GREY)
         settle(figure)
     return figure
 
