@@ -9,7 +9,9 @@ from experiments.experiment import Experiment
 STEMS = (
     "linear_regression",
     "numpy_mlp",
+    "keras_lstm",
     "rnn_sequences",
+    "course_mlp",
     "thresholds",
     "edge_of_stability",
     "catapult",

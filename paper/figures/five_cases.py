@@ -10,17 +10,19 @@ from lossland.figures import style
 from lossland.figures.labels import settle
 from paper.sources import MissingSummaryError, Results
 
-SOURCES = ("linear_regression", "numpy_mlp", "rnn_sequences")
+SOURCES = ("linear_regression", "numpy_mlp", "landscapes", "keras_lstm", "rnn_sequences", "course_mlp")
 REPORTED = style.OUTCOME_COLORS["rises_and_recovers"]
 
 
 def whole(results: Results) -> Any:
     """Draw a panel for each case; one that has not been measured says so."""
-    panels = (_linear_regression, _numpy_mlp, _rnn_sequences)
+    panels = (_linear_regression, _numpy_mlp, _keras_lstm, _rnn_sequences, _course_mlp)
     with style.house_style():
-        figure = Figure(figsize=(2 * style.WIDTH, 2.3), layout="constrained")
-        axes: Any = figure.subplots(1, len(panels))
-        for ax, panel in zip(axes, panels, strict=True):
+        figure = Figure(figsize=(2 * style.WIDTH, 4.3), layout="constrained")
+        axes: Any = figure.subplots(2, 3).ravel()
+        for ax in axes[len(panels) :]:
+            ax.set_axis_off()
+        for ax, panel in zip(axes, panels, strict=False):
             try:
                 panel(ax, results)
                 style.dress(ax)
@@ -43,21 +45,40 @@ def _linear_regression(ax: Axes, results: Results) -> None:
         f"inf at epoch {first}", (first, 1e4), (-3, 0), textcoords="offset points", ha="right", color=style.GREY
     )
     ax.set(xlabel="epoch", ylabel="loss")
-    ax.set_title("Linear unit: sharpness above\n2 / learning rate, in one direction", loc="left")
+    ax.set_title("1. Linear unit: sharpness above\n2 / learning rate, in one direction", loc="left")
     ax.legend(frameon=False, loc="upper left")
 
 
 def _numpy_mlp(ax: Axes, results: Results) -> None:
     (runs,) = results.arguments("numpy_mlp", "curves_figure")
-    rates = runs["learning_rate"].values
-    for wanted, color, line in ((0.01, style.CURVE_COLORS[0], (0, (5, 1.6))), (1.0, style.INK, "-")):
-        rate = float(rates[np.abs(np.log(rates / wanted)).argmin()])
-        loss = runs["loss"].sel(learning_rate=rate).median("seed")
-        ax.plot(runs["step"], loss, color=color, linestyle=line, linewidth=1.1, label=f"learning rate {rate:.2g}")
-    ax.set(xscale="symlog", yscale="log", xlabel="step", ylabel="loss, median over seeds")
-    ax.set_xscale("symlog", linthresh=10)
-    ax.set_title("Network by hand: a catapult,\nsharpness falls until it fits", loc="left")
-    ax.legend(frameon=False, loc="upper right")
+    slowest = runs.isel(learning_rate=0)
+    loss = slowest["loss"].median("seed")
+    label = f"learning rate {float(slowest['learning_rate']):.2g}, median over seeds"
+    ax.plot(runs["step"], loss, color=style.CURVE_COLORS[0], linestyle=(0, (5, 1.6)), linewidth=1.1, label=label)
+    (scenes,) = results.arguments("landscapes", "landscapes_figure")
+    thrown = next(scene for title, scene in scenes.items() if title.startswith("Catapult"))["trajectory"]["path_loss"]
+    ax.plot(np.arange(thrown.size), thrown, color=style.INK, linewidth=1.1, label="learning rate 1, reported start")
+    ax.set(yscale="log", xlabel="step", ylabel="loss", xlim=(0, thrown.size - 1))
+    ax.set_title("2. Network by hand: a catapult,\nsharpness falls until it fits", loc="left")
+    ax.legend(frameon=False, loc="upper right", fontsize=style.SMALL)
+
+
+def _keras_lstm(ax: Axes, results: Results) -> None:
+    one = results.arguments("keras_lstm", "keras_lstm_figure")[0]
+    ax.semilogy(one["epoch"], one["printed"], color=REPORTED, linewidth=0.7, label="printed, epoch mean")
+    ax.semilogy(one["epoch"], one["end_loss"], color=style.INK, linewidth=0.7, label="full data, after the epoch")
+    ax.set(xlabel="epoch", ylabel="loss")
+    ax.set_title("3. LSTM: the noise of batches,\nand what is printed", loc="left")
+    ax.legend(frameon=False, loc="lower left", fontsize=style.SMALL)
+
+
+def _course_mlp(ax: Axes, results: Results) -> None:
+    one = results.arguments("course_mlp", "course_mlp_figure")[0]
+    printed = one["printed"].values
+    ax.plot(one["epoch"], printed, color=style.INK, linewidth=0.6)
+    low, high = float(np.nanmin(printed)), float(np.nanquantile(printed[1:], 0.999))
+    ax.set(xlabel="epoch", ylabel="loss", ylim=(0.9 * low, high + 0.1 * (high - low)))
+    ax.set_title("5. Course network, Adam 0.01:\nthe noise of batches", loc="left")
 
 
 def _rnn_sequences(ax: Axes, results: Results) -> None:
@@ -66,7 +87,7 @@ def _rnn_sequences(ax: Axes, results: Results) -> None:
     ax.plot(one["step"], one["accuracy"], color=REPORTED, linewidth=1.1, linestyle=(0, (5, 1.6)), label="accuracy")
     ax.axhline(0.9, color=style.GREY, linewidth=0.6, linestyle=":")
     ax.set(xlabel="step", ylabel="loss, accuracy")
-    ax.set_title("Recurrent classifier: gradients\nexplode within a step", loc="left")
+    ax.set_title("4. Recurrent classifier: gradients\nexplode within a step", loc="left")
     ax.legend(frameon=False, loc="upper left")
 
 
