@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import xarray as xr
@@ -16,8 +17,8 @@ from lossland.figures import style
 FORMATS = ("png", "pdf")
 
 
-@expects(figure=a("a Figure of matplotlib", Figure), path_stem=PATH)
-def save(figure: Figure, path_stem: str | os.PathLike[str]) -> list[Path]:
+@expects(figure=a("a Figure of matplotlib", Figure), path_stem=PATH, formats=several(choice(*FORMATS)))
+def save(figure: Figure, path_stem: str | os.PathLike[str], formats: Sequence[str] = FORMATS) -> list[Path]:
     """Write a figure as `<path_stem>.png` (300 dots per inch) and `<path_stem>.pdf` (vectors, TrueType fonts embedded).
 
     Files hold no date and no machine: the same figure gives the same bytes. Folders are made; no window is opened and
@@ -26,14 +27,17 @@ def save(figure: Figure, path_stem: str | os.PathLike[str]) -> list[Path]:
     Args:
         figure: any matplotlib figure.
         path_stem: path without a suffix.
+        formats: which of the two.
 
     Returns:
         The paths written, PNG first.
 
     Raises:
-        ValueError: if `path_stem` ends with .png or .pdf.
+        ValueError: if `path_stem` ends with .png or .pdf, or another format is asked for.
     """
     stem = _stem(path_stem, FORMATS)
+    if not set(formats) <= set(FORMATS):
+        raise ValueError(f"formats: expected some of {', '.join(FORMATS)}, got {', '.join(formats)}")
     title = figure.get_suptitle().replace("\n", " ") or stem.name
     metadata = {
         "png": {"Software": None, "Title": title},
@@ -44,7 +48,7 @@ def save(figure: Figure, path_stem: str | os.PathLike[str]) -> list[Path]:
     canvas = figure.canvas
     try:
         with style.house_style():
-            for kind in FORMATS:
+            for kind in formats:
                 path = stem.with_name(f"{stem.name}.{kind}")
                 # Written by the canvas itself, so that a figure shown in a window elsewhere does not draw itself anew.
                 canvases[kind](figure)

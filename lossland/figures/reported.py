@@ -41,7 +41,12 @@ def linear_regression_figure(
         left.text(0.06, 0.08, "converges", transform=left.transAxes)
         place = sizes[3 * len(sizes) // 4]
         left.annotate(
-            "2 / sharpness", (place, 2 / sharpness_of(place)), (0, 6), textcoords="offset points", color="white"
+            "2 / sharpness",
+            (place, 2 / sharpness_of(place)),
+            (0, 6),
+            textcoords="offset points",
+            color="white",
+            ha="center",
         )
         left.set(yscale="log", xlabel="number of examples", ylabel="learning rate")
         left.set_title("Every run falls on the predicted side", loc="left")

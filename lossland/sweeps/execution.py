@@ -41,6 +41,7 @@ from lossland.sweeps.probes import as_probes
 from lossland.sweeps.programs import Snapshot
 from lossland.sweeps.progress import Progress, ProgressCallback
 from lossland.sweeps.store import DamagedTileError, Store
+from lossland.sweeps.surroundings import current
 from lossland.sweeps.sweep import Sweep
 from lossland.sweeps.trajectories import assemble, blank_array
 
@@ -127,8 +128,12 @@ def run(
         StorageError: if a tile cannot be written; those that were stay.
         ExecutorError: if the executor breaks, or a task fails on it; what was finished is saved in `out`.
     """
+    around = current()
+    executor = executor or around.executor
     place = remote.place_of(executor) if executor else here()
     job = make_job(problem, optimizer, sweep, probes, place)
+    if around.told:
+        around.told(job.sweep)
     if part is None and jax.process_count() > 1:
         part = (jax.process_index(), jax.process_count())
     check("part", part, optional(Rule("whole numbers (k, n) with 0 <= k < n", lambda pair: pair[0] in range(pair[1]))))

@@ -1,0 +1,16 @@
+"""Late spikes of Adam over learning rate, b2 and eps."""
+
+from experiments.experiment import Experiment
+
+EXPERIMENT = Experiment(
+    stem="late_training_map",
+    shows="how likely, how early and at what price, beside what theory says from states of other seeds",
+    figures=(9,),
+    section="Late training",
+    fast="2 min",
+    full="15 min",
+)
+main = EXPERIMENT.run
+
+if __name__ == "__main__":
+    raise SystemExit(EXPERIMENT.command())

@@ -1,0 +1,16 @@
+"""Thresholds computed from optax updates, beside closed forms and simulated runs."""
+
+from experiments.experiment import Experiment
+
+EXPERIMENT = Experiment(
+    stem="thresholds",
+    shows="measured against computed thresholds of twelve optimizers and four chains in no table",
+    figures=(5,),
+    section="Thresholds",
+    fast="40 s",
+    full="3 min",
+)
+main = EXPERIMENT.run
+
+if __name__ == "__main__":
+    raise SystemExit(EXPERIMENT.command())
