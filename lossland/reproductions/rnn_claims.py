@@ -1,8 +1,11 @@
-"""The six claims about the recurrent classifier, settled by what its runs measured."""
+"""The six claims about the recurrent classifier, settled by what its runs measured.
+
+Every verdict follows by a rule from intervals over seeds, and each rule has outcomes for and against its claim.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -10,44 +13,108 @@ import xarray as xr
 
 from lossland.reproductions.claims import Claim, Verdict, side_of
 from lossland.reproductions.rnn_events import Anatomy
-from lossland.reproductions.rnn_runs import boundary, reported_shape, share
+from lossland.reproductions.rnn_runs import Estimate, at_equal_progress, boundary, difference, reported_shape, share
 from lossland.stability.maps import median_over_seeds
 
 CASE = "rnn_sequences"
-UNDECIDED = "more seeds: the interval of these holds one half"
+MARGIN = 0.25
+"""Shares of seeds that differ by less are taken for equal where the interval of their difference says so."""
+PARTS = (4, 2, 1)
+"""The boundary is found within so many parts of the map's steps."""
+UNDECIDED = "more seeds: an interval holds the value that decides"
+
+
+class Drops(NamedTuple):
+    """Drops gone through again: how many, those that came again taken apart, and arms that go on from before them."""
+
+    num_drops: int
+    anatomy: Anatomy
+    arms: xr.Dataset
 
 
 class Results(NamedTuple):
-    """What was run: the rate at which most seeds get worse; the map's runs and their shape; how many drops were gone
-    through again; those that came again, taken apart; arms from before a drop, and from the start; valid and
-    invalid labels, and the drift that they cause; long runs at the reported rate."""
+    """What was run: a rate at which most seeds get worse, and one at which about half do; the map's records; drops at
+    the first rate; arms from the start at the second; valid and invalid labels there, and the drift that they cause;
+    long runs at lower rates, {rate: records over seed and step}."""
 
-    rate: float
+    steep: float
+    edge: float
     runs: xr.Dataset
-    full: xr.Dataset
-    num_drops: int
-    anatomy: Anatomy
-    before_drop: xr.Dataset
-    from_start: xr.Dataset
+    drops: Drops | None
+    from_start: xr.Dataset | None
     labels: xr.Dataset
     drift: xr.Dataset
-    slow: xr.Dataset | None
+    slow: Mapping[float, xr.Dataset]
+
+    @property
+    def full(self) -> xr.Dataset:
+        """`reported_shape` of the map."""
+        return reported_shape(self.runs)
 
 
 def numbers_of(found: Results) -> dict[str, Any]:
     """Return the numbers of the map, of the drops and of the labels."""
-    full, parts = found.full, found.anatomy
-    at = full.sel(learning_rate=found.rate)
+    full = found.full
+    at = full.sel(learning_rate=found.steep)
     numbers: dict[str, Any] = {
         "runs": float(full["shape"].size),
         **boundary_numbers("full_batch", full),
         **boundary_numbers("for_good", full.assign(shape=full["stays_down"])),
-        "worst_rate": found.rate,
-        "gets_worse_at_worst_rate": float(at["shape"].mean()),
-        "stays_down_at_worst_rate": float(at["stays_down"].mean()),
+        "steep_rate": found.steep,
+        "edge_rate": found.edge,
+        "gets_worse_at_steep_rate": float(at["shape"].mean()),
+        "stays_down_at_steep_rate": float(at["stays_down"].mean()),
         "gets_worse_at_lowest_rate": float(full["shape"].isel(learning_rate=0).mean()),
         "drop_step_median": float(np.median(at["drop_step"])),
-        "drops_gone_through_again": float(found.num_drops),
+        "learnt_step_median": float(np.median(at["learnt_step"])),
+    }
+    edges = edges_of(found)
+    for parts, edge in zip(PARTS, edges, strict=True):
+        numbers |= {f"boundary_within_1_{parts}{end}": value for end, value in zip(ENDS, edge, strict=True)}
+    numbers["boundary_exponent"] = boundary_exponent(edges)
+    if found.drops is not None:
+        numbers |= _drop_numbers(found.drops)
+    for when, arms in arms_by_start(found).items():
+        axis = next(str(name) for name in arms["shape"].dims if name != "arm")
+        for name in arms["arm"].values.tolist():
+            key = f"{when}_{name}".replace(".", "_").replace("-", "_").replace(" ", "_")
+            numbers[key] = float(arms["shape"].sel(arm=name).mean(axis))
+    numbers["drift_of_descent_over_law"] = float(found.drift.attrs["bias_over_law"])
+    numbers["logit_drift_of_descent_over_law"] = float(found.drift.attrs["logit_over_law"])
+    valid = found.labels["shape"].sel(labels="valid")
+    for name in found.labels["labels"].values.tolist():
+        one, key = found.labels.sel(labels=name), f"labels_{name}".replace(" ", "_").replace(".", "_")
+        numbers |= {
+            f"{key}_learn": float(np.isfinite(one["learnt_step"]).mean()),
+            f"{key}_get_worse": float(one["shape"].mean()),
+            f"{key}_stay_down": float(one["stays_down"].mean()),
+            f"{key}_drift": float(one["drift"].median()),
+            f"{key}_logit_drift": float(one["logit_drift"].median()),
+            f"{key}_loss_rise": float(one["loss_rise"].median()),
+            f"{key}_lowest_loss": float(one["lowest_loss"].min()),
+        }
+        for end, value in zip(ENDS, difference(one["shape"], valid), strict=True):
+            numbers[f"{key}_more{end}"] = value
+    for rate, records in found.slow.items():
+        shape, key = reported_shape(records), f"at_{rate:g}"
+        numbers |= {
+            f"gets_worse_{key}": float(shape["shape"].mean()),
+            f"stays_down_{key}": float(shape["stays_down"].mean()),
+            f"drop_step_{key}": float(np.median(shape["drop_step"])),
+            f"learnt_step_{key}": float(np.median(shape["learnt_step"])),
+        }
+    if found.slow:
+        numbers |= {f"delayed_difference{end}": value for end, value in zip(ENDS, _delayed(found)[1], strict=True)}
+    return numbers
+
+
+ENDS = ("", "_low", "_high")
+
+
+def _drop_numbers(drops: Drops) -> dict[str, float]:
+    parts = drops.anatomy
+    return {
+        "drops_gone_through_again": float(drops.num_drops),
         "drops_that_came_again": float(parts.peak_ratio.size),
         "drops_with_a_ratio_above_1": float(np.mean(parts.peak_ratio >= 1)),
         "calm_ratio_median": _median(parts.calm_ratio)[0],
@@ -63,115 +130,158 @@ def numbers_of(found: Results) -> dict[str, Any]:
         "slope_share_median": _median(np.abs(parts.slope_share))[0],
         "forecasts_within_10_steps": float(np.mean(np.abs(parts.forecast_error) <= 10)),
     }
-    for when, arms in (("before_drop", found.before_drop), ("from_start", found.from_start)):
-        axis = next(str(name) for name in arms["shape"].dims if name != "arm")
-        for name in arms["arm"].values.tolist():
-            key = f"{when}_{name}".replace(".", "_").replace("-", "_")
-            numbers[key] = float(arms["shape"].sel(arm=name).mean(axis))
-            if when == "from_start":
-                numbers[f"{key}_stays_down"] = float(arms["stays_down"].sel(arm=name).mean(axis))
-    for count in (4, 2, 1):
-        until = int(found.runs["step"][-1]) // count
-        numbers[f"boundary_within_1_{count}" if count > 1 else "boundary_within_all"] = float(
-            boundary(reported_shape(found.runs, until=until))["median"]
-        )
-    gd = found.drift.sel(setting="gradient descent, fused")
-    numbers["drift_of_descent_over_law"] = float(gd["mean_bias"][-1] / gd["predicted"][-1])
-    for gradient in found.labels["labels"].values.tolist():
-        wrong = found.labels.sel(labels=gradient)
-        numbers[f"labels_{gradient}_learn"] = float(np.isfinite(wrong["learnt_step"]).mean())
-        numbers[f"labels_{gradient}_stay_down"] = float(wrong["stays_down"].mean())
-        numbers[f"labels_{gradient}_get_worse"] = float(wrong["shape"].mean())
-        numbers[f"labels_{gradient}_drift_over_rate"] = float(wrong["drift"].median())
-        numbers[f"labels_{gradient}_loss_rise"] = float((wrong["last_loss"] / wrong["lowest_loss"]).median())
-        numbers[f"labels_{gradient}_lowest_loss"] = float(wrong["lowest_loss"].min())
-    if found.slow is not None:
-        numbers["gets_worse_at_reported_rate"] = float(found.slow["shape"].mean())
-        numbers["stays_down_at_reported_rate"] = float(found.slow["stays_down"].mean())
-        numbers["drop_step_at_reported_rate"] = float(found.slow["drop_step"].median())
-        numbers["learnt_step_at_reported_rate"] = float(found.slow["learnt_step"].median())
-        numbers["worst_accuracy_at_reported_rate"] = float(found.slow["worst_accuracy"].median())
-    return numbers
+
+
+def arms_by_start(found: Results) -> dict[str, xr.Dataset]:
+    """Arms by where they start: "before_drop", "from_start"; those that were run."""
+    arms = {"before_drop": found.drops.arms} if found.drops is not None else {}
+    return arms | ({"from_start": found.from_start} if found.from_start is not None else {})
+
+
+def edges_of(found: Results) -> list[Estimate]:
+    """Boundaries within a quarter, a half and all of the map's steps."""
+    most = int(found.runs["step"][-1])
+    return [boundary(reported_shape(found.runs, until=most // parts)) for parts in PARTS]
+
+
+def boundary_exponent(edges: Sequence[tuple[float, float, float]]) -> float:
+    """Slope of ln boundary over ln steps, by least squares: -1 where rate x steps decides; NaN where one is unknown."""
+    places = np.array([edge[0] for edge in edges])
+    if not np.all((places > 0) & np.isfinite(places)):
+        return float("nan")
+    return float(np.polyfit(-np.log(PARTS), np.log(places), 1)[0])
 
 
 def boundary_numbers(name: str, shape: xr.Dataset) -> dict[str, float]:
-    """Return where half of the seeds get worse, with its interval."""
-    found = boundary(shape)
-    return {
-        f"boundary_{name}{end}": float(found[key]) for end, key in (("", "median"), ("_low", "low"), ("_high", "high"))
-    }
+    """Return the rate from which on half of the seeds get worse, with its interval."""
+    return {f"boundary_{name}{end}": value for end, value in zip(ENDS, boundary(shape), strict=True)}
 
 
 def claims(found: Results) -> list[Claim]:
-    """Settle all six."""
-    return [_rate(found), _denominator(found), _decays(found), _delay(found), _labels(found), _schedule(found)]
+    """Settle the claims for which there are runs."""
+    settled = [_rate(found)]
+    if found.drops is not None:
+        settled.append(_denominator(found, found.drops))
+    if found.from_start is not None:
+        settled.append(_decays(found, found.from_start))
+    if found.slow:
+        settled.append(_delay(found))
+    settled.append(_labels(found))
+    if found.from_start is not None:
+        settled.append(_schedule(found, found.from_start))
+    return settled
 
 
 def _rate(found: Results) -> Claim:
-    stays = found.full["stays_down"]
-    slow = _nearest(found.full["learning_rate"].values, found.rate / 4)
-    value, low, high = share(stays.sel(learning_rate=found.rate))
-    quarter = stays.sel(learning_rate=slow)
-    tenth, unchanged = (_count(found.before_drop, name) for name in ("learning_rate_x_0.1", "unchanged"))
+    """Supported where a quarter of the rate is better even at equal rate x steps, refuted where it is no better in as
+    many steps."""
+    shape, most = found.full["shape"], int(found.runs["step"][-1])
+    slow = _nearest(found.runs["learning_rate"].values, found.steep / 4)
+    same_steps = difference(shape.sel(learning_rate=found.steep), shape.sel(learning_rate=slow))
+    sooner = reported_shape(found.runs.sel(learning_rate=found.steep), until=int(most * slow / found.steep))["shape"]
+    same_progress = difference(sooner, shape.sel(learning_rate=slow))
+    if same_steps.high < MARGIN or same_steps.high < 0:
+        verdict: Verdict = "refuted"
+    else:
+        verdict = "supported" if same_steps.low > 0 and same_progress.low > 0 else "depends"
+    forks = ""
+    if found.drops is not None:
+        tenth, unchanged = (_count(found.drops.arms, name) for name in ("learning_rate_x_0.1", "unchanged"))
+        forks = f"; states before a drop at a tenth of the rate: {tenth}, unchanged: {unchanged}"
     return Claim(
-        CASE, "a", "the learning rate is too high", "supported" if share(quarter)[2] < low else "depends",
-        f"share of seeds that get worse for good at learning rate {found.rate:.3g}", value, low, high,
-        f"same seeds at {slow:.3g}: {int(quarter.sum())} of {quarter.size}; states before a drop at a tenth of the "
-        f"rate: {tenth}, unchanged: {unchanged}",
-        f"half of the seeds get worse from a learning rate of {_edges(found)} on, within a quarter, a half and all of "
-        f"{int(found.runs['step'][-1])} steps",
+        CASE, "a", "the learning rate is too high", verdict,
+        f"share of seeds that get worse within {most} steps, learning rate {found.steep:.3g} less {slow:.3g}",
+        *same_steps,
+        f"the same at equal learning rate x steps: {_between(same_progress)}{forks}",
+        f"half of the seeds get worse from a learning rate of {_edges(found)} on: rate x steps decides where the "
+        "difference at equal rate x steps holds 0",
     )  # fmt: skip
 
 
 def _edges(found: Results) -> str:
-    most, lowest = int(found.runs["step"][-1]), float(found.full["learning_rate"][0])
-    edges = [float(boundary(reported_shape(found.runs, until=most // count))["median"]) for count in (4, 2, 1)]
-    return ", ".join(f"{edge:.2g}" if edge else f"less than {lowest:.2g}" for edge in edges)
+    lowest, most = float(found.runs["learning_rate"][0]), int(found.runs["step"][-1])
+    texts = []
+    for parts, (value, low, high) in zip(PARTS, edges_of(found), strict=True):
+        edge = f"{value:.2g} [{low:.2g}, {high:.2g}]" if value else f"less than {lowest:.2g}"
+        texts.append(f"{edge} within {most // parts} steps")
+    return ", ".join(texts)
 
 
-def _denominator(found: Results) -> Claim:
-    value, low, high = _median(found.anatomy.moment_share)
-    arms = found.before_drop
+def _between(estimate: Estimate) -> str:
+    return "{:+.2f} [{:+.2f}, {:+.2f}]".format(*estimate)
+
+
+def _denominator(found: Results, drops: Drops) -> Claim:
+    """By the side of one half on which the second moment's share in the rise of sharpness over threshold lies."""
+    value, low, high = _median(drops.anatomy.moment_share)
+    arms = drops.arms
     frozen, raised, slow = (_count(arms, name) for name in ("second_moment_frozen", "eps_raised", "b2_0.9"))
-    excess = _median(found.anatomy.excess)[0]
+    excess = _median(drops.anatomy.excess)[0]
     return Claim(
         CASE, "b", "a small number is divided by an even smaller number and the loss explodes", side_of(low, high),
         "share of the second moment in the rise of sharpness / threshold before a drop (median)", value, low, high,
         f"second moment frozen before the drop: {frozen}; eps raised to the median of sqrt(v): {raised}; b2 0.9: "
         f"{slow}; unchanged: {_count(arms, 'unchanged')}",
-        "the denominator does not collapse before the drop, the gradient outgrows it there: the root mean square of "
-        f"g / sqrt(v) reaches {excess:.2g}, 1 being usual",
+        f"at the drop the root mean square of g / sqrt(v), 1 being usual, reaches {excess:.2g} (median over drops): "
+        + ("the gradient outgrows its second moment" if excess > 1 else "the gradient stays within its second moment"),
     )  # fmt: skip
 
 
-def _decays(found: Results) -> Claim:
-    arms = found.from_start
-    value, low, high = share(found.full["shape"].sel(learning_rate=found.rate))
-    counts = {name: _count(arms, name) for name in ("unchanged", "b1_0", "b1_0.95", "b2_0.99", "b2_0.9")}
-    verdict = side_of(-high, -low, -0.5)  # they work against it where few seeds get worse
+def _decays(found: Results, arms: xr.Dataset) -> Claim:
+    """Supported where doing without the first moment and shortening the second each make more seeds get worse, refuted
+    where some change makes fewer, or none makes more by the margin."""
+    names = ("b1_0", "b1_0.95", "b2_0.99", "b2_0.9")
+    usual = arms["shape"].sel(arm="unchanged")
+    by_arm = {name: difference(arms["shape"].sel(arm=name), usual) for name in names}
+    guards = [name for name, one in by_arm.items() if one.low > 0]
+    better = [name for name, one in by_arm.items() if one.high < 0]
+    needed = "b1_0" in guards and ("b2_0.99" in guards or "b2_0.9" in guards)
+    useless = not guards and all(one.high < MARGIN for one in by_arm.values())
+    verdict: Verdict = "refuted" if better or useless else "supported" if needed else "depends"
+    most = max(by_arm, key=lambda name: by_arm[name].value)
     return Claim(
         CASE, "c", "b1 = 0.9, b2 = 0.999 must work against this", verdict,
-        f"share of seeds that get worse with them at learning rate {found.rate:.3g}", value, low, high,
-        "in fewer steps, " + ", ".join(f"{name.replace('_', ' ')}: {count}" for name, count in counts.items()),
-        UNDECIDED if verdict == "depends" else "",
+        f"share of seeds that get worse with {most.replace('_', ' ')}, less the share with the defaults, same seeds, "
+        f"learning rate {found.edge:.3g}",
+        *by_arm[most],
+        ", ".join(f"{name.replace('_', ' ')}: {_count(arms, name)}" for name in ("unchanged", *names)),
+        f"more get worse with {_listed(guards)}, fewer with {_listed(better)}",
     )  # fmt: skip
+
+
+def _delayed(found: Results) -> tuple[float, Estimate]:
+    """(progress, share at the lowest rate less that at the lowest rate of the map that got as far, at equal rate x
+    steps and from the same seeds)."""
+    rate = min(found.slow)
+    one = found.slow[rate]
+    progress = rate * float(one["step"][-1])
+    shapes = at_equal_progress(found.runs, progress)
+    if not shapes:
+        raise ValueError(f"size: no rate of the map gets as far as {rate:g} x {int(one['step'][-1])}; take more steps")
+    other = shapes[min(shapes)].sel(seed=one["seed"])
+    return progress, difference(reported_shape(one)["shape"], other)
 
 
 def _delay(found: Results) -> Claim:
-    most = int(found.runs["step"][-1])
-    at = found.full.isel(learning_rate=0) if found.slow is None else found.slow.isel(learning_rate=0)
-    value, low, high = share(at["shape"])
+    """Supported where at equal rate x steps the lowest rate shows the shape no less often, within the margin; refuted
+    where it does less often."""
+    rate = min(found.slow)
+    at = reported_shape(found.slow[rate])
+    progress, less = _delayed(found)
+    against = min(at_equal_progress(found.runs, progress))
+    verdict: Verdict = "refuted" if less.high < 0 else "supported" if less.low > -MARGIN else "depends"
+    worse = share(at["shape"])
     learnt, fall = float(np.median(at["learnt_step"])), float(np.median(at["drop_step"]))
-    fast = float(np.median(found.full["drop_step"].sel(learning_rate=found.rate)))
-    rate = float(at["learning_rate"])
+    fast = float(np.median(found.full["drop_step"].sel(learning_rate=found.steep)))
     return Claim(
-        CASE, "d", "a low enough learning rate merely delays it",
-        side_of(low, high) if np.isfinite(learnt) else "depends",
-        f"share of seeds that get worse at the lowest learning rate, {rate:.3g}", value, low, high,
-        f"seeds at {found.rate:.3g} get worse at step {fast:.0f} (median), at {rate:.3g} they learn "
-        f"at step {learnt:.0f} and get worse at step {fall:.0f} (inf: not within the run)",
-        f"half of the seeds get worse from a learning rate of {_edges(found)} on, within a quarter, a half and all of "
-        f"{most} steps",
+        CASE, "d", "a low enough learning rate merely delays it", verdict,
+        f"share of seeds that get worse by learning rate x steps = {progress:.2g}, {rate:.3g} less {against:.3g}",
+        *less,
+        f"at {rate:.3g} {worse.value:.2f} [{worse.low:.2f}, {worse.high:.2f}] of the seeds get worse within "
+        f"{int(found.slow[rate]['step'][-1])} steps; they learn at step {learnt:.0f} and get worse at step {fall:.0f} "
+        f"(medians; inf: not within the run), at {found.steep:.3g} at step {fast:.0f}",
+        f"half of the seeds get worse from a learning rate of {_edges(found)} on, which falls as the power "
+        f"{boundary_exponent(edges_of(found)):.2f} of the steps (-1: merely delayed)",
     )  # fmt: skip
 
 
@@ -180,80 +290,63 @@ def _nearest(rates: np.ndarray, wanted: float) -> float:
 
 
 def _labels(found: Results) -> Claim:
+    """At the largest sum with which most runs learn under the fused gradient: supported where more seeds get worse than
+    with valid labels, refuted where no more do, within the margin."""
     labels = found.labels
-    value, low, high = share(labels["shape"].sel(labels="fused"))
-    valid = share(labels["shape"].sel(labels="valid"))
-    auto = share(labels["shape"].sel(labels="autodiff"))[0]
-    rise = float((labels["last_loss"] / labels["lowest_loss"]).sel(labels="fused").median())
-    drift = float(labels["drift"].sel(labels="fused").median())
-    learnt = np.isfinite(labels["learnt_step"].sel(labels="fused").values)
-    fair = learnt.mean() > 0.5  # who has not learnt cannot get worse
-    verdict: Verdict = "supported" if low > valid[2] else "refuted" if fair and high < 0.5 else "depends"
+    names = [str(name) for name in labels["labels"].values if str(name).startswith("fused")]
+    learnt = {name: float(np.isfinite(labels["learnt_step"].sel(labels=name)).mean()) for name in names}
+    fair = [name for name in names if learnt[name] > 0.5]  # who has not learnt cannot get worse
+    chosen = max(fair or names[:1], key=lambda name: float(name.split()[1]))
+    total = chosen.split()[1]
+    valid = labels["shape"].sel(labels="valid")
+    fused, auto = (difference(labels["shape"].sel(labels=f"{kind} {total}"), valid) for kind in ("fused", "autodiff"))
+    verdict: Verdict = "depends"
+    if fair:
+        verdict = "supported" if fused.low > 0 else "refuted" if fused.high < MARGIN else "depends"
+    one = labels.sel(labels=chosen)
     return Claim(
         CASE, "e", "labels that sum to more than 1 cause it", verdict,
-        "share of seeds that get worse with labels that sum to 1.5 and the gradient softmax - p", value, low, high,
-        f"same seeds with valid labels: {valid[0]:.2g}, with autodiff's gradient: {auto:.2g}; output biases drift by "
-        f"{drift:.2g} learning rates a step, the loss ends {rise:.3g} times its smallest",
-        f"{int(learnt.sum())} of {learnt.size} runs with invalid labels reach 90 % accuracy at all",
+        f"share of seeds that get worse with labels that sum to {total} and the gradient softmax - p, less the share "
+        "with valid labels", *fused,
+        f"the same with autodiff's gradient: {_between(auto)}; {_count(labels, 'valid', 'labels')} with valid labels; "
+        f"under the fused gradient the output biases drift by {float(one['drift'].median()):.2g} learning rates a step",
+        "runs that reach 90 % accuracy under the fused gradient: "
+        + ", ".join(f"{learnt[name]:.0%} at s = {name.split()[1]}" for name in names),
     )  # fmt: skip
 
 
-def _schedule(found: Results) -> Claim:
-    arms = found.from_start["shape"]
-    value, low, high = share(arms.sel(arm="gradient_clipped"))
-    scheduled = share(arms.sel(arm="learning_rate_decays"))
-    base = share(arms.sel(arm="unchanged"))
-    worse = low > base[2] and scheduled[1] > base[2]
-    helps = [name for name, one in (("clipping", high), ("scheduling", scheduled[2])) if one < base[1]]
-    verdicts: dict[int, Verdict] = {0: "refuted" if worse else "depends", 1: "depends", 2: "supported"}
-    verdict = verdicts[len(helps)]
-    before = {
-        name: _count(found.before_drop, name) for name in ("gradient_clipped", "update_clipped", "learning_rate_decays")
-    }
+def _schedule(found: Results, arms: xr.Dataset) -> Claim:
+    """Supported where clipping and scheduling each make fewer seeds get worse, refuted where neither makes fewer by the
+    margin."""
+    usual = arms["shape"].sel(arm="unchanged")
+    clipped, scheduled = (
+        difference(arms["shape"].sel(arm=name), usual) for name in ("gradient_clipped", "learning_rate_decays")
+    )
+    both = {"clipping": clipped, "scheduling": scheduled}
+    helps = [name for name, one in both.items() if one.high < 0]
+    useless = all(one.low > -MARGIN for one in both.values())
+    verdict: Verdict = "supported" if len(helps) == 2 else "refuted" if useless and not helps else "depends"
+    before = ""
+    if found.drops is not None:
+        names = ("gradient_clipped", "update_clipped", "learning_rate_decays")
+        counts = [f"{name.replace('_', ' ')} {_count(found.drops.arms, name)}" for name in names]
+        before = "; from before a drop: " + ", ".join(counts)
     return Claim(
         CASE, "f", "scheduling and clipping help", verdict,
-        "share of seeds that get worse with gradients clipped at their usual norm", value, low, high,
-        f"same seeds unchanged: {_count(found.from_start, 'unchanged')}, with a decaying rate: "
-        f"{_count(found.from_start, 'learning_rate_decays')}; from before a drop: "
-        + ", ".join(f"{name.replace('_', ' ')} {count}" for name, count in before.items()),
-        f"clear of the unchanged runs' interval: {' and '.join(helps) or 'neither'}",
+        f"share of seeds that get worse with gradients clipped at their usual norm, less the share unchanged, learning "
+        f"rate {found.edge:.3g}",
+        *clipped,
+        f"the same with a decaying rate: {_between(scheduled)}; unchanged: {_count(arms, 'unchanged')}{before}",
+        f"fewer get worse from the start with {_listed(helps)}",
     )  # fmt: skip
 
 
-def shares_of(settings: Mapping[str, xr.Dataset]) -> xr.Dataset:
-    """Share of seeds with the shape over (setting, learning_rate), with intervals."""
-    rates = sorted({float(rate) for shape in settings.values() for rate in shape["learning_rate"].values})
-    shape = (len(settings), len(rates))
-    values = {name: np.full(shape, np.nan) for name in ("share", "low", "high")}
-    for row, found in enumerate(settings.values()):
-        for rate in found["learning_rate"].values:
-            place = (row, rates.index(float(rate)))
-            values["share"][place], values["low"][place], values["high"][place] = share(
-                found["shape"].sel(learning_rate=rate)
-            )
-    return xr.Dataset(
-        {name: (("setting", "learning_rate"), array) for name, array in values.items()},
-        {"setting": list(settings), "learning_rate": rates},
-    )
+def _listed(names: list[str]) -> str:
+    return " and ".join(name.replace("_", " ") for name in names) or "none"
 
 
-def arms_of(found: Results) -> xr.Dataset:
-    """Share of runs that get worse over (when, arm), with intervals and counts."""
-    parts = {"from the start": found.from_start["shape"], "before the drop": found.before_drop["shape"]}
-    names = list(dict.fromkeys(name for part in parts.values() for name in part["arm"].values.tolist()))
-    values = {name: np.full((2, len(names)), np.nan) for name in ("share", "low", "high", "count")}
-    for row, part in enumerate(parts.values()):
-        for name in part["arm"].values.tolist():
-            flags, place = part.sel(arm=name), (row, names.index(name))
-            values["share"][place], values["low"][place], values["high"][place] = share(flags)
-            values["count"][place] = flags.size
-    return xr.Dataset(
-        {name: (("when", "arm"), array) for name, array in values.items()}, {"when": list(parts), "arm": names}
-    )
-
-
-def _count(arms: xr.Dataset, name: str) -> str:
-    flags = arms["shape"].sel(arm=name)
+def _count(arms: xr.Dataset, name: str, axis: str = "arm") -> str:
+    flags = arms["shape"].sel({axis: name})
     return f"{int(flags.sum())} of {flags.size}"
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping, Sequence
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +18,6 @@ from lossland.problems import sequences
 from lossland.problems.problem import Problem
 from lossland.stability.intervals import binomial_interval
 from lossland.stability.interventions import intervened_adam
-from lossland.stability.maps import bracket, median_of_bracket
 from lossland.sweeps.execution import run
 from lossland.sweeps.forks import state_probe
 from lossland.sweeps.probes import Probe, State, accuracy_probe
@@ -93,21 +93,28 @@ def train(
     probes: Sequence[Any] = (),
     lane_width: int | None = LANES,
     batch_size: int | None = None,
+    out: Path | None = None,
 ) -> xr.Dataset:
-    """Train with Adam at each rate from each seed; loss and accuracy are recorded."""
+    """Train with Adam at each rate from each seed; loss and accuracy are recorded, tiles saved in `out` if given."""
     sweep = Sweep({"learning_rate": rates}, seeds, num_steps, every, lane_width=lane_width, batch_size=batch_size)
-    return run(problem, ADAM, sweep, ["loss", accuracy(), *probes], progress=False)
+    return run(problem, ADAM, sweep, ["loss", accuracy(), *probes], out, progress=False)
 
 
 def train_arms(
-    problem: Problem, arms: Mapping[str, Mapping[str, float]], seeds: Any, num_steps: int, *, every: int = 10
+    problem: Problem,
+    arms: Mapping[str, Mapping[str, float]],
+    seeds: Any,
+    num_steps: int,
+    *,
+    every: int = 10,
+    out: Path | None = None,
 ) -> xr.Dataset:
     """Train from the start with `clipped_adam`, every arm from every seed: axes (arm, seed, step)."""
     names = sorted({name for arm in arms.values() for name in arm})
     usual = {"b1": B1, "b2": B2, "eps": 1e-8, "clip": UNLIMITED, "max_norm": UNLIMITED, "decay": 1.0}
     points = {name: [arm.get(name, usual.get(name, 0.0)) for arm in arms.values()] for name in names}
     sweep = Sweep({}, seeds, num_steps, every, lane_width=LANES, points=points)
-    runs = run(problem, clipped_adam, sweep, ["loss", accuracy()], progress=False)
+    runs = run(problem, clipped_adam, sweep, ["loss", accuracy()], out, progress=False)
     return runs.drop_vars(names).assign_coords(point=list(arms)).rename(point="arm")
 
 
@@ -168,15 +175,72 @@ def _numbers(runs: xr.Dataset) -> tuple[np.ndarray, np.ndarray]:
     return np.nan_to_num(right, nan=0.0), np.nan_to_num(loss, nan=np.inf, posinf=np.inf)
 
 
-def boundary(shape: xr.Dataset) -> xr.Dataset:
-    """Find the learning rate from which on half of the seeds show the shape, with its interval over seeds."""
-    happened = shape["shape"]
-    found = bracket(happened, xr.ones_like(happened))
-    return xr.Dataset(median_of_bracket(found["critical_learning_rate"], found["below"], found["above"])).assign(found)
+class Estimate(NamedTuple):
+    """A number with its 95 % interval over seeds."""
+
+    value: float
+    low: float
+    high: float
 
 
-def share(flags: Any) -> tuple[float, float, float]:
-    """Share of true flags with its Wilson interval: (share, low, high)."""
+def boundary(shape: xr.Dataset, *, num_resamples: int = 1000) -> Estimate:
+    """Find the lowest learning rate at which half of the seeds show the shape.
+
+    Equation: the first rate of the grid with a share of at least 1/2, interpolated in the logarithm of the rate between
+    it and the one before; 0 where that is the lowest rate of the grid, inf where there is none. The interval holds the
+    middle 95 % of the values that seeds drawn again with replacement give, a seed with all its rates.
+    """
+    flags = shape["shape"].transpose("learning_rate", "seed").values.astype(float)
+    rates, count = shape["learning_rate"].values, flags.shape[1]
+    drawn = np.random.default_rng(0).multinomial(count, np.full(count, 1 / count), size=num_resamples)
+    low, high = np.sort(_half(rates, drawn @ flags.T / count))[[int(0.025 * num_resamples), -1 - num_resamples // 40]]
+    value = float(_half(rates, flags.mean(1)[None])[0])
+    return Estimate(value, min(value, float(low)), max(value, float(high)))
+
+
+def _half(rates: np.ndarray, shares: np.ndarray) -> np.ndarray:
+    """Rates at which rows of shares, (row, rate), first reach one half."""
+    above = shares >= 0.5
+    first, rows = above.argmax(1), np.arange(len(shares))
+    before = np.maximum(first - 1, 0)
+    left, right = shares[rows, before], shares[rows, first]
+    part = (0.5 - left) / np.where(right > left, right - left, 1.0)
+    places = rates[before] * (rates[first] / rates[before]) ** part
+    return np.where(above.any(1), np.where(first > 0, places, 0.0), np.inf)
+
+
+def share(flags: Any) -> Estimate:
+    """Share of true flags with its Wilson interval."""
     flags = np.asarray(flags, bool).ravel()
     low, high = binomial_interval(int(flags.sum()), flags.size)
-    return float(flags.mean()), float(low), float(high)
+    return Estimate(float(flags.mean()), float(low), float(high))
+
+
+def difference(flags: Any, others: Any) -> Estimate:
+    """Difference of two shares over the same seeds, mean(flags) - mean(others), with its interval for matched pairs.
+
+    Equation: of n seeds b have the first flag alone and c the second alone; with one half added to each of the four
+    counts the interval is (b - c) / (n + 2) -/+ 1.96 sqrt(b + c + 1 - (b - c)^2 / (n + 2)) / (n + 2), within [-1, 1].
+
+    Raises:
+        ValueError: for flags of different numbers of seeds.
+
+    Source: Agresti and Min 2005.
+    """
+    first, second = (np.asarray(values, bool).ravel() for values in (flags, others))
+    if first.shape != second.shape or not first.size:
+        raise ValueError(f"flags: expected one pair per seed, got {first.size} and {second.size}")
+    b, c, n = int(np.sum(first & ~second)), int(np.sum(second & ~first)), first.size + 2
+    half = 1.96 * np.sqrt(b + c + 1 - (b - c) ** 2 / n) / n
+    return Estimate((b - c) / first.size, max(-1.0, (b - c) / n - half), min(1.0, (b - c) / n + half))
+
+
+def at_equal_progress(runs: xr.Dataset, progress: float) -> dict[float, xr.DataArray]:
+    """Who shows the shape by the step at which learning rate x steps is `progress`: {learning rate: (seed,)}, for the
+    rates that were run so far."""
+    found = {}
+    for rate in runs["learning_rate"].values.tolist():
+        until = progress / rate
+        if until <= float(runs["step"][-1]) + 1e-6:
+            found[rate] = reported_shape(runs.sel(learning_rate=rate), until=int(np.ceil(until - 1e-6)))["shape"]
+    return found

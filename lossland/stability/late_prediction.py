@@ -91,13 +91,13 @@ def predict_late_spikes(
 
     Equation: Adam bursts in rounds. From each of the last states before `after`, the threshold is crossed after the
     wait in which a second moment that only forgets lets kappa rise to kappa*, Hessian and eps as they are
-    (`forgetting_probe.forgetting`), and the burst follows a lag later (`adaptive.lag`, with G = ln(loss / mode energy)
-    / 2 and the slope at the crossing). It is seen if `adaptive.spike_rise` >= (visible - 1) / 2, the law being rather
-    low. q, the share of the states of a setting whose burst is seen, and their median wait + lag, half a round, make
-    the map: the first burst comes after half a round, others a round apart, none is seen with probability
-    (1 - q)^(number of bursts), and time is where that passes 1/2. States above the threshold are in the middle of a
-    burst and do not count, unless all are. So late spikes are ruled out by an eps above about learning_rate
-    lambda_max(H) / kappa*, by too few steps to forget in, or by bursts too small to be seen.
+    (`forgetting_probe.forgetting`), if that is by the last step, and the burst follows a lag later (`adaptive.lag`,
+    with G = ln(loss / mode energy) / 2 and the slope at the crossing). It is seen if `adaptive.spike_rise` >= (visible
+    - 1) / 2, the law being rather low. q, the share of the states of a setting whose burst is seen, and their median
+    wait + lag, half a round, make the map: the first burst comes after half a round, others a round apart, none is seen
+    with probability (1 - q)^(number of bursts), and time is where that passes 1/2. States above the threshold are in
+    the middle of a burst and do not count, unless all are. So late spikes are ruled out by an eps above about
+    learning_rate lambda_max(H) / kappa*, by too few steps to forget in, or by bursts too small to be seen.
 
     Args:
         problem, optimizer, axes, seeds, num_steps, after, visible: as for `late_training_map`; optax's adam or adamw.
@@ -121,7 +121,8 @@ def predict_late_spikes(
         raise ValueError(f"after: expected a step from {RECORDS} to before num_steps = {num_steps}, got {after!r}")
     trained_by = as_optimizer(optimizer)
     numbers = {name: _number(trained_by, axes, name) for name in ("learning_rate", "b1", "b2")}
-    sweep = Sweep(axes, seeds, after, after // RECORDS, **fields)
+    # Rounded up: the last record else lies a step or two after the one before, one state read twice.
+    sweep = Sweep(axes, seeds, after, -(-after // RECORDS), **fields)
     # From the first of the states on.
     probes = ["loss", "sharpness", preconditioned_mode(tol=1e-3), forgetting(num_steps - after // 2)]
     runs = run(problem, trained_by, sweep, probes, out, progress=progress, executor=executor)
@@ -150,7 +151,7 @@ def predict_from_states(
     """Predict from records of the probes `forgetting`, `preconditioned_mode` and "loss", several to a run.
 
     Args:
-        states: dims (axes..., seed, step).
+        states: dims (axes..., seed, step); a crossing after `num_steps` is none.
         numbers: learning_rate, b1 and b2 where they are no axes.
         after, num_steps, visible: as for `predict_late_spikes`.
     """
@@ -163,6 +164,7 @@ def predict_from_states(
     rate, b1, b2, wait, slope, loss = map(
         of, ("learning_rate", "b1", "b2", "forgetting_wait", "forgetting_slope", "loss")
     )
+    wait = np.where(like["step"].values + wait <= num_steps, wait, np.where(np.isnan(wait), np.nan, np.inf))
     ratio = of("preconditioned_sharpness") / of("threshold")
     gain = 0.5 * np.log(loss / of("mode_energy"))
     crosses = np.isfinite(wait)

@@ -118,8 +118,8 @@ def late_training_map(
             are order statistics, of 95 % at least.
 
     Returns:
-        Dataset over the axes: `VARIABLES`; the first three per seed. A run that diverges late has spiked, and its loss
-        is inf; one that diverges before, or was not computed, does not count.
+        Dataset over the axes: `VARIABLES`; the first three per seed. A run that diverges late, between two records
+        too, has spiked, and its loss is inf; one that diverges before, or was not computed, does not count.
 
     Raises:
         ValueError: before anything compiles, naming the argument, what was expected and what was got.
@@ -158,7 +158,7 @@ def late_training(runs: xr.Dataset, *, method: Method = "wilson", coverage: floa
     at_end = runs[["late_step", "late_peak_loss", "first_late_spike", "num_late_spikes"]].isel(
         step=xr.DataArray(last.values, dims=last.dims)
     )
-    late = (at_end["late_step"] >= 0) & computed
+    late = ((at_end["late_step"] >= 0) | _late_since(runs, bad)) & computed
     blown = late & diverged
     first = at_end["first_late_spike"].astype(float)
     first = xr.where(first >= 0, first, xr.where(blown, bad.astype(float), np.inf)).where(late)
@@ -189,6 +189,15 @@ def late_training(runs: xr.Dataset, *, method: Method = "wilson", coverage: floa
     whole = whole.assign_coords({FACTOR: factors})
     whole.attrs |= {"method": method, "coverage": coverage, "num_steps": int(steps[-1])}
     return whole if len(factors) > 1 else whole.isel({FACTOR: 0}, drop=True)
+
+
+def _late_since(runs: xr.Dataset, bad: xr.DataArray) -> xr.DataArray | bool:
+    """Say of every run whether training became late between its last record and its first non-finite loss: that lies
+    beyond the earliest step of late training, and a recorded loss was low enough."""
+    if "late_after" not in runs.attrs:
+        return False
+    low = runs["loss"].min("step") <= float(runs.attrs["late_begun"]) * runs["loss"].isel(step=0, drop=True)
+    return (bad > int(runs.attrs["late_after"])) & low
 
 
 def _documented(name: str, values: xr.DataArray) -> xr.DataArray:

@@ -59,7 +59,10 @@ class Probe:
             `measure` then takes `(problem, optimizer, state, memory, any_lane)` and returns `(values, memory)`.
         follow: for a memory of every step (extremes, first times), `follow(memory, step, loss) -> memory`: called with
             the full-data loss before the first step and after each one, or, where steps see batches or random layers,
-            at every record, before it is measured.
+            at every record, before it is measured. It returns a memory of the same structure, shapes and types.
+
+    Raises:
+        ValueError: for functions that cannot take these arguments, or a `follow` without `begin`.
     """
 
     name: str
@@ -79,6 +82,12 @@ class Probe:
             check(f"{self.name}: {key}", getattr(self, key), optional(FUNCTION))
         if self.follow is not None and self.begin is None:
             raise ValueError(f"{self.name}: follow needs a memory; pass begin=function of (problem, params)")
+        remembers = ", memory, any_lane" if self.begin is not None else ""
+        _check_takes(self.name, "measure", self.measure, f"problem, optimizer, state{remembers}")
+        if self.begin is not None:
+            _check_takes(self.name, "begin", self.begin, "problem, params")
+        if self.follow is not None:
+            _check_takes(self.name, "follow", self.follow, "memory, step, loss")
 
     def start(self, problem: Problem, params: Any) -> Any:
         """The memory before the first record, () for a probe without one."""
@@ -94,6 +103,20 @@ class Probe:
             values, memory = self.measure(problem, optimizer, state, memory, any_lane)
         named = values if isinstance(values, dict) else {self.name: values}
         return {name: jnp.asarray(value) for name, value in named.items()}, memory
+
+
+def _check_takes(probe: str, name: str, function: Any, arguments: str) -> None:
+    """Raise a ValueError unless a function takes these arguments; one without a signature is taken at its word."""
+    if not callable(function):
+        raise ValueError(f"{probe}: {name}: expected a function of ({arguments}), got {type(function).__name__}")
+    try:
+        signature = inspect.signature(function)
+    except ValueError:
+        return
+    try:
+        signature.bind(*[None] * len(arguments.split(", ")))
+    except TypeError as error:
+        raise ValueError(f"{probe}: {name}: expected a function of ({arguments}): {error}") from None
 
 
 def loss_probe() -> Probe:

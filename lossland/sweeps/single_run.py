@@ -50,6 +50,21 @@ def key_of(seed: jax.Array, stream: str) -> jax.Array:
     return jax.random.fold_in(jax.random.fold_in(jax.random.key(0), seed), STREAMS[stream])
 
 
+def _follow(probe: Probe, memory: Any, step: jax.Array, loss: jax.Array) -> Any:
+    """Show the loss to a probe, which must keep the form of its memory: a loop carries it."""
+    after = probe.follow(memory, step, loss) if probe.follow is not None else memory
+
+    def forms(kept: Any) -> Any:
+        return jax.tree.map(lambda leaf: f"{jnp.result_type(leaf)}{list(jnp.shape(leaf))}", kept)
+
+    if jax.tree.structure(after) != jax.tree.structure(memory) or forms(after) != forms(memory):
+        raise ValueError(
+            f"{probe.name}: follow: expected a memory like that of begin, {forms(memory)}, got {forms(after)}; convert "
+            "it, for example with jnp.asarray(value, dtype)"
+        )
+    return after
+
+
 class SingleRun:
     """One run, written for a single lane; `any_lane` joins the lanes of a kernel where a loop decides for all."""
 
@@ -101,7 +116,7 @@ class SingleRun:
         return tuple(
             memory
             if probe.follow is None
-            else jax.tree.map(functools.partial(jnp.where, worth), probe.follow(memory, step, loss), memory)
+            else jax.tree.map(functools.partial(jnp.where, worth), _follow(probe, memory, step, loss), memory)
             for probe, memory in zip(self.probes, memories, strict=True)
         )
 

@@ -9,9 +9,19 @@ import xarray as xr
 
 from lossland.problems.sequences import rnn_sequences
 from lossland.reproductions.claims import format_claims
-from lossland.reproductions.rnn_claims import Results, claims, numbers_of
+from lossland.reproductions.rnn_claims import Drops, Results, boundary_exponent, claims, numbers_of
 from lossland.reproductions.rnn_events import BEFORE, Anatomy, drops
-from lossland.reproductions.rnn_runs import boundary, clipped_adam, reported_shape, share, train_arms
+from lossland.reproductions.rnn_labels import label_floor, label_runs
+from lossland.reproductions.rnn_runs import (
+    at_equal_progress,
+    boundary,
+    clipped_adam,
+    difference,
+    reported_shape,
+    share,
+    train_arms,
+)
+from lossland.reproductions.rnn_shares import arms_of, labels_of, progress_of
 
 
 def runs_of(accuracy, loss, rates=None):
@@ -60,23 +70,58 @@ class TestShape:
         assert reported_shape(runs)["shape"].all()
         assert not reported_shape(runs, until=20)["shape"].any()
 
-    def test_the_boundary_is_the_median_over_seeds_of_the_first_rate(self):
+    def test_the_boundary_is_where_half_of_the_seeds_get_worse(self):
         first = np.array([1, 2, 2, 3, 2, 1, 2, 3])  # index of the first rate with a drop, per seed
-        flags = np.arange(4)[:, None] >= first
-        runs = xr.Dataset(
-            {"shape": (("learning_rate", "seed"), flags)},
-            {"learning_rate": [1e-3, 2e-3, 4e-3, 8e-3], "seed": np.arange(8)},
-        )
-        found = boundary(runs)
-        assert float(found["median"]) == pytest.approx(np.sqrt(2e-3 * 4e-3))
-        assert float(found["low"]) == pytest.approx(1e-3)
-        assert float(found["high"]) == pytest.approx(8e-3)
+        found = boundary(shapes(np.arange(4)[:, None] >= first))
+        assert found.value == pytest.approx(np.sqrt(2e-3 * 4e-3))  # a quarter at 2e-3, three quarters at 4e-3
+        assert 1e-3 < found.low < found.value < found.high < 8e-3
+
+    @pytest.mark.parametrize(("first", "value"), [(0, 0.0), (4, np.inf), (2, 2e-3 * 2**0.5)])
+    def test_a_boundary_beyond_the_grid_is_0_or_infinite(self, first, value):
+        assert boundary(shapes(np.arange(4)[:, None] >= np.full(6, first))).value == pytest.approx(value)
+
+    def test_the_interval_of_the_boundary_holds_it_as_often_as_it_says(self):
+        draws, rates = np.random.default_rng(3), np.geomspace(1e-3, 1.6e-2, 9)
+        chances = 1 / (1 + (4e-3 / rates) ** 2)  # one half at the fifth rate
+        held = 0
+        for _ in range(200):
+            found = boundary(shapes(draws.random((9, 32)) < chances[:, None], rates), num_resamples=200)
+            held += found.low <= 4e-3 <= found.high
+        assert 0.88 <= held / 200 <= 1
 
     def test_shares_have_wilson_intervals(self):
         value, low, high = share([True, True, False, False])
         assert value == 0.5
         assert low == pytest.approx(1 - high)
         assert 0.1 < low < 0.2
+
+    def test_the_interval_of_a_difference_holds_it_as_often_as_it_says_and_needs_pairs(self):
+        draws, held = np.random.default_rng(5), 0
+        for _ in range(400):
+            common = draws.random(24)  # the same seed is lucky in both
+            first, second = (common < 0.3 + 0.2 * draws.random(24)), (common < 0.1 + 0.2 * draws.random(24))
+            value, low, high = difference(first, second)
+            assert low <= value <= high
+            held += low <= 0.2 <= high
+        assert held / 400 >= 0.92
+        assert difference([True] * 8, [False] * 8).low > 0.4
+        with pytest.raises(ValueError, match="one pair per seed, got 2 and 1"):
+            difference([True, False], [True])
+
+    def test_at_equal_progress_a_rate_is_read_until_it_has_got_as_far(self):
+        accuracy, loss = np.full((2, 1, 6), 0.95), np.full((2, 1, 6), 0.1)
+        accuracy[0, 0, 5], loss[0, 0, 5] = 0.5, 1.0  # at step 50 of rate 1
+        accuracy[1, 0, 3], loss[1, 0, 3] = 0.5, 1.0  # at step 30 of rate 2
+        runs = runs_of(accuracy, loss, rates=[1.0, 2.0])
+        assert {rate: bool(flags) for rate, flags in at_equal_progress(runs, 50).items()} == {1.0: True, 2.0: False}
+        assert {rate: bool(flags) for rate, flags in at_equal_progress(runs, 60).items()} == {2.0: True}
+
+
+def shapes(flags, rates=(1e-3, 2e-3, 4e-3, 8e-3)):
+    return xr.Dataset(
+        {"shape": (("learning_rate", "seed"), flags)},
+        {"learning_rate": np.asarray(rates), "seed": np.arange(flags.shape[1])},
+    )
 
 
 class TestOptimizer:
@@ -105,76 +150,119 @@ def shape_of(flags, axis, names, **more):
     return xr.Dataset({key: ((axis, "seed"), value) for key, value in (values | more).items()}, coordinates)
 
 
-def results(moment_share=0.0, clipped=0, labels=0, valid=0):
-    """Results as if twelve seeds had been run, of which so many get worse in an arm."""
-    seeds = 12
-    rates = [1e-3, 2e-3, 4e-3, 8e-3]
-    some = np.arange(seeds) < np.array([0, 0, 6, 12])[:, None]
-    arms = ["unchanged", "learning_rate_x_0.25", "learning_rate_x_0.1", "learning_rate_decays", "gradient_clipped"]
-    arms += ["update_clipped", "eps_raised", "b1_0", "b1_0.95", "b2_0.99", "b2_0.9", "second_moment_frozen"]
-    counts = np.array([12, 0, 0, 0, clipped] + [12] * 7)
-    worse = shape_of(np.arange(seeds) < counts[:, None], "arm", arms)
-    steps = np.arange(0, 2001, 10)
-    bad = some[..., None] & (steps >= 300)
-    runs = xr.Dataset(
-        {
-            "accuracy": (("learning_rate", "seed", "step"), np.where(bad, 0.5, 1.0)),
-            "loss": (("learning_rate", "seed", "step"), np.where(bad, 1.0, 0.1)),
-        },
-        {"learning_rate": rates, "seed": np.arange(seeds), "step": steps},
+STEPS = np.arange(0, 2001, 10)
+ARMS = ("unchanged", "learning_rate_x_0.25", "learning_rate_x_0.1", "learning_rate_decays", "gradient_clipped")
+ARMS += ("update_clipped", "eps_raised", "b1_0", "b1_0.95", "b2_0.99", "b2_0.9", "second_moment_frozen")
+
+
+def falling(at, rates, count):
+    """Runs over (learning_rate, seed) that get worse at these steps, never for inf: (rate, seed)."""
+    bad = np.broadcast_to(np.asarray(at, float), (len(rates), count))[..., None] <= STEPS
+    dims = ("learning_rate", "seed", "step")
+    return xr.Dataset(
+        {"accuracy": (dims, np.where(bad, 0.5, 1.0)), "loss": (dims, np.where(bad, 1.0, 0.1))},
+        {"learning_rate": np.asarray(rates, float), "seed": np.arange(count), "step": STEPS},
     )
+
+
+def results(moment_share=0.0, labels=0, valid=0, at=None, slow_at=np.inf, seeds=12, **counts):
+    """Results as if twelve seeds had been run, of which so many get worse in an arm; `at`, steps of drops by rate."""
+    rates = [1e-3, 2e-3, 4e-3, 8e-3]
+    some = np.arange(seeds) < np.array([0, 0, seeds // 2, seeds])[:, None]
+    runs = falling(np.where(some, 300, np.inf) if at is None else np.asarray(at, float)[:, None], rates, seeds)
+    usual = dict.fromkeys(ARMS, seeds // 2) | {"learning_rate_x_0.1": 0, "learning_rate_decays": 0}
+    usual |= {"gradient_clipped": 0} | {name.replace("_dot_", "."): count for name, count in counts.items()}
+    worse = shape_of(np.arange(seeds) < np.array(list(usual.values()))[:, None], "arm", list(usual))
     few = np.arange(seeds) < np.array([valid, 0, labels])[:, None]
-    one = {"last_loss": np.full((3, seeds), 1.1), "lowest_loss": np.ones((3, seeds)), "drift": np.ones((3, seeds))}
-    of_labels = shape_of(few, "labels", ["valid", "autodiff", "fused"], **one)
+    one = {"loss_rise": np.full((3, seeds), 1.1), "lowest_loss": np.ones((3, seeds))}
+    one |= {"drift": np.ones((3, seeds)), "logit_drift": np.ones((3, seeds))}
+    of_labels = shape_of(few, "labels", ["valid", "autodiff 1.1", "fused 1.1"], **one)
     drift = xr.Dataset(
         {"mean_bias": (("setting", "step"), [[0.0, 2.0]]), "predicted": (("setting", "step"), [[0.0, 2.0]])},
-        {"setting": ["gradient descent, fused"], "step": [0, 1]},
+        {"setting": ["gradient descent, fused 1.1"], "step": [0, 1]},
+        {"bias_over_law": 1.0, "logit_over_law": 1.1},
     )
     parts = Anatomy(
         **{name: np.full(seeds, 2.0) for name in Anatomy._fields} | {"moment_share": np.full(seeds, moment_share)}
     )
-    return Results(
-        8e-3, runs, shape_of(some, "learning_rate", rates), seeds, parts, worse, worse, of_labels, drift, None
-    )
+    slow = {5e-4: falling(slow_at, [5e-4], seeds).isel(learning_rate=0)}
+    return Results(8e-3, 4e-3, runs, Drops(seeds, parts, worse), worse, of_labels, drift, slow)
+
+
+def verdicts(found):
+    return {claim.letter: claim.verdict for claim in claims(found)}
 
 
 class TestClaims:
     def test_each_verdict_follows_its_number(self):
         settled = {claim.letter: claim for claim in claims(results())}
-        verdicts = {letter: claim.verdict for letter, claim in settled.items()}
-        assert verdicts == {
-            "a": "supported", "b": "refuted", "c": "refuted", "d": "refuted", "e": "refuted", "f": "supported",
-        }  # fmt: skip
-        assert "0.0028, 0.0028, 0.0028" in settled["a"].condition
-        assert settled["d"].quantity.endswith("learning rate, 0.001")
-        text = format_claims(list(settled.values()))
-        assert text.count("counterfactual") == 6
+        assert list(settled) == ["a", "b", "c", "d", "e", "f"]
+        assert "0.004 [0.0032, 0.005] within 500 steps" in settled["a"].condition
+        assert format_claims(list(settled.values())).count("counterfactual") == 6
 
     @pytest.mark.parametrize(
-        ("changed", "letter", "verdict"),
+        ("letter", "changed", "verdict"),
         [
-            ({"moment_share": 0.9}, "b", "supported"),
-            ({"clipped": 12}, "f", "depends"),
-            ({"labels": 12}, "e", "supported"),
-            ({"labels": 8, "valid": 4}, "e", "depends"),
+            # Drops at 8e-3 by step 300, the quarter of that rate never, nor by four times the steps.
+            ("a", {}, "supported"),
+            # All rates drop when rate x steps is 6.4: a quarter of the rate is merely later.
+            ("a", {"at": [6400, 3200, 1600, 800]}, "depends"),
+            ("a", {"at": [300, 300, 300, 300]}, "refuted"),
+            ("b", {"moment_share": 0.9}, "supported"),
+            ("b", {"moment_share": 0.1}, "refuted"),
+            ("c", {"b1_0": 12, "b2_0_dot_9": 12}, "supported"),
+            ("c", {"b1_0": 12}, "depends"),
+            ("c", {}, "refuted"),
+            ("c", {"b1_0": 12, "b2_0_dot_9": 0}, "refuted"),
+            # At rate x steps = 1 the lowest rate has dropped where others have, or has not.
+            ("d", {"at": [800, 400, 200, 100], "slow_at": 1600}, "supported"),
+            ("d", {"at": [800, 400, 200, 100]}, "refuted"),
+            ("d", {"at": [800, 400, 200, 100], "slow_at": [[1600] * 3 + [np.inf]], "seeds": 4}, "depends"),
+            ("e", {"labels": 12}, "supported"),
+            ("e", {"labels": 6, "valid": 4}, "depends"),
+            ("e", {}, "refuted"),
+            ("f", {}, "supported"),
+            ("f", {"gradient_clipped": 12}, "depends"),
+            ("f", {"gradient_clipped": 12, "learning_rate_decays": 12}, "refuted"),
         ],
     )
-    def test_another_outcome_is_another_verdict(self, changed, letter, verdict):
-        assert {claim.letter: claim.verdict for claim in claims(results(**changed))}[letter] == verdict
+    def test_another_outcome_is_another_verdict(self, letter, changed, verdict):
+        assert verdicts(results(**changed))[letter] == verdict
 
     def test_labels_that_nobody_learns_decide_nothing(self):
         found = results()
         none = found.labels.assign(learnt_step=found.labels["learnt_step"] * np.inf)
         settled = {claim.letter: claim for claim in claims(found._replace(labels=none))}
         assert settled["e"].verdict == "depends"
-        assert "0 of 12" in settled["e"].condition
+        assert "0% at s = 1.1" in settled["e"].condition
+
+    def test_what_was_not_run_settles_nothing(self):
+        found = results()._replace(drops=None, from_start=None, slow={})
+        assert list(verdicts(found)) == ["a", "e"]
+        assert arms_of(found) is None
+        assert "moment_share_median" not in numbers_of(found)
 
     def test_numbers_are_those_of_the_runs(self):
-        numbers = numbers_of(results())
-        assert numbers["boundary_full_batch"] == pytest.approx(np.sqrt(2e-3 * 4e-3))
-        assert numbers["gets_worse_at_worst_rate"] == 1
+        numbers = numbers_of(results(labels=12))
+        assert numbers["boundary_full_batch"] == pytest.approx(4e-3)
+        assert numbers["gets_worse_at_steep_rate"] == 1
         assert numbers["before_drop_gradient_clipped"] == 0
         assert numbers["drift_of_descent_over_law"] == 1
+        assert numbers["labels_fused_1_1_more"] == 1
+
+    @pytest.mark.parametrize("power", [-1.0, -0.5, 0.0])
+    def test_the_exponent_is_that_of_the_boundary_over_steps(self, power):
+        edges = [(0.01 * steps**power, 0, 1) for steps in (100, 200, 400)]
+        assert boundary_exponent(edges) == pytest.approx(power, abs=1e-9)
+        assert np.isnan(boundary_exponent([*edges[:2], (0.0, 0.0, 0.0)]))
+
+    def test_curves_of_merely_delayed_runs_fall_on_each_other(self):
+        found = results(at=[1000, 500, 250, 125], slow_at=2000)
+        curves = progress_of(found)
+        share_by_rate = curves["share"].where(curves["share"].notnull().all("learning_rate"), drop=True)
+        assert share_by_rate.sizes["progress"] > 3
+        assert (share_by_rate.max("learning_rate") - share_by_rate.min("learning_rate")).max() == 0
+        assert labels_of(found)["share"].values.tolist() == [0, 0, 0]
 
 
 class TestDrops:
@@ -206,3 +294,12 @@ class TestSmallRun:
         assert not np.allclose(runs["loss"].isel(arm=0, step=-1), runs["loss"].isel(arm=1, step=-1))
         assert set(np.unique(runs["accuracy"] * 8)) <= set(range(9))
         assert reported_shape(runs)["shape"].dims == ("arm", "seed")
+
+    @pytest.mark.slow
+    def test_only_the_fused_gradient_drifts_and_no_loss_lies_below_its_floor(self):
+        shape, drift = label_runs((3, 8), 0.01, (1.5,), 2, 40)
+        assert shape["labels"].values.tolist() == ["valid", "autodiff 1.5", "fused 1.5"]
+        assert (shape["drift"].sel(labels="fused 1.5") > 0.5).all()
+        assert (abs(shape["drift"].sel(labels=["valid", "autodiff 1.5"])) < 0.3).all()
+        assert (shape["lowest_loss"].sel(labels="autodiff 1.5") > label_floor(1.5)).all()
+        assert drift.attrs["bias_over_law"] == pytest.approx(1, abs=1e-3)

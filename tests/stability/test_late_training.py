@@ -13,6 +13,7 @@ import lossland as ll
 from lossland.figures.late_training import late_training_figure
 from lossland.optimizers import Optimizer
 from lossland.problems.synthetic import quadratic
+from lossland.stability import late_prediction
 from lossland.stability.intervals import binomial_interval
 from lossland.stability.late_prediction import late_training_scores, predict_from_states, predict_late_spikes
 from lossland.stability.late_training import late_training, late_training_map
@@ -85,6 +86,19 @@ class TestSums:
         assert found["spikes"].values[0, 0, 0] == 1
         assert found["worst_final_loss"].values[0, 0] == np.inf
         assert found["not_late"].values[0, 0] == 0.25
+
+    def test_a_run_that_dies_between_records_was_late_if_its_loss_was_low_by_then(self):
+        first = np.full((2, 2, 4), -1)
+        bad = np.full((2, 2, 4), -1)
+        bad[0, 0] = [36, 36, 29, -1]  # late training may begin at step 31; the record before these says nothing
+        runs = constructed(first, np.full(first.shape, 1e-3), bad, late=40)
+        low = runs["loss"].where((runs["step"] < 20) | (runs["seed"] == 1), 0.01)
+        runs = runs.assign(loss=runs["loss"].where(runs["loss"].isnull(), low))
+        runs.attrs |= {"late_after": "31", "late_begun": "0.1"}
+        found = late_training(runs)
+        np.testing.assert_array_equal(found["first_spike"].values[0, 0], [36, np.nan, np.nan, np.inf])
+        assert found["num_runs"].values[0, 0] == 2
+        assert found["probability"].values[0, 0] == 0.5
 
     def test_missing_records_and_bad_arguments_are_named(self):
         runs = constructed(np.full((2, 2, 2), -1), np.ones((2, 2, 2)))
@@ -209,6 +223,26 @@ class TestPrediction:
         assert float(calm["time"]) == np.inf
         short = predict_from_states(states, {"b1": 0.9}, 1000, 1080).isel(b2=0)
         assert float(short["probability"]) == 0
+
+    def test_a_crossing_after_the_last_step_is_none(self):
+        # From steps 700, 800, 900 and 1000: crossings at 1600, 1700, 1800 and 1900.
+        for num_steps, share in ((1599, 0.0), (1600, 0.25), (1850, 0.75), (1900, 1.0)):
+            found = predict_from_states(made_states([900.0] * 4, [1] * 4), {"b1": 0.9}, 1000, num_steps)
+            assert float(found["crosses"][0]) == share
+
+    @pytest.mark.parametrize("after", [60, 61, 1000, 2000, 8003])
+    def test_states_lie_about_as_far_apart_as_records(self, after, monkeypatch):
+        asked = []
+
+        def stop(problem, optimizer, sweep, *rest, **options):
+            asked.append(sweep.recorded_steps)
+            raise StopIteration
+
+        monkeypatch.setattr(late_prediction, "run", stop)
+        with pytest.raises(StopIteration):
+            predict_late_spikes(problem_named("line"), optax.adam, {"learning_rate": [1e-2]}, 1, 4 * after, after=after)
+        gaps = np.diff(asked[0][-late_prediction.STATES :])
+        assert gaps.min() >= gaps.max() / 2
 
     def test_states_above_the_threshold_do_not_count_unless_all_are(self):
         states = made_states(wait=[90.0, 0.0, 90.0, 90.0], rise_scale=[1] * 4, ratio=[0.9, 1.2, 0.9, 0.9])

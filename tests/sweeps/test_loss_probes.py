@@ -9,6 +9,7 @@ import pytest
 import lossland as ll
 from lossland.sweeps.loss_probes import late_spikes
 from lossland.sweeps.probes import Probe
+from lossland.sweeps.programs import GroupProgram
 from tests.cases import linear_problem
 from tests.curvature.cases import quick_jit
 
@@ -162,6 +163,44 @@ class TestFollow:
     def test_a_probe_without_a_memory_cannot_follow(self):
         with pytest.raises(ValueError, match="follow needs a memory"):
             Probe("p", lambda *arguments: 0.0, follow=lambda memory, step, loss: memory)
+
+    @pytest.mark.parametrize(
+        ("functions", "words"),
+        [
+            ({"follow": 3}, r"p: follow: expected a function of \(memory, step, loss\), got int"),
+            ({"follow": lambda memory, loss: memory}, r"p: follow: expected a function of \(memory, step, loss\): too"),
+            ({"begin": lambda params: params}, r"p: begin: expected a function of \(problem, params\): too many"),
+            ({"measure": lambda problem, optimizer, state: 0.0}, r"p: measure: .*state, memory, any_lane\): too many"),
+        ],
+    )
+    def test_functions_that_take_something_else_are_refused_when_it_is_built(self, functions, words):
+        good = {
+            "measure": lambda problem, optimizer, state, memory, any_lane: (0.0, memory),
+            "begin": lambda problem, params: jnp.float32(0),
+            "follow": lambda memory, step, loss: memory,
+        }
+        Probe("p", **good)
+        with pytest.raises(ValueError, match=words):
+            Probe("p", **good | functions)
+
+    @pytest.mark.parametrize(
+        ("follow", "words"),
+        [
+            (lambda memory, step, loss: (memory, loss), r"p: follow: .* begin, float32\[\], got \('float32\[\]"),
+            (lambda memory, step, loss: step, r"got int32\[\]; convert it"),
+            (lambda memory, step, loss: jnp.zeros(2), r"got float32\[2\]"),
+        ],
+    )
+    def test_a_memory_that_changes_its_form_is_refused_before_anything_compiles(self, follow, words, monkeypatch):
+        monkeypatch.setattr(GroupProgram, "compile", lambda *arguments: pytest.fail("compiled"))
+        probe = Probe(
+            "p",
+            lambda problem, optimizer, state, memory, any_lane: (memory, memory),
+            begin=lambda problem, params: jnp.float32(0),
+            follow=follow,
+        )
+        with pytest.raises(ValueError, match=words):
+            ll.run(linear_problem(), optax.sgd, ll.Sweep({"learning_rate": [1e-3]}, 1, 6, 2), [probe], progress=False)
 
 
 def test_records_that_lie_apart_fade_by_the_steps_between_them():
