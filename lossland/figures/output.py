@@ -11,7 +11,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.backends.backend_pdf import FigureCanvasPdf
 from matplotlib.figure import Figure
 
-from lossland.arguments import PATH, a, dataset, expects
+from lossland.arguments import PATH, a, choice, dataset, expects, several
 from lossland.figures import style
 
 FORMATS = ("png", "pdf")
@@ -36,8 +36,6 @@ def save(figure: Figure, path_stem: str | os.PathLike[str], formats: Sequence[st
         ValueError: if `path_stem` ends with .png or .pdf, or another format is asked for.
     """
     stem = _stem(path_stem, FORMATS)
-    if not set(formats) <= set(FORMATS):
-        raise ValueError(f"formats: expected some of {', '.join(FORMATS)}, got {', '.join(formats)}")
     title = figure.get_suptitle().replace("\n", " ") or stem.name
     metadata = {
         "png": {"Software": None, "Title": title},
