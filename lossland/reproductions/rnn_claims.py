@@ -19,8 +19,8 @@ from lossland.stability.maps import median_over_seeds
 CASE = "rnn_sequences"
 MARGIN = 0.25
 """Shares of seeds that differ by less are taken for equal where the interval of their difference says so."""
-PARTS = (4, 2, 1)
-"""The boundary is found within so many parts of the map's steps."""
+PARTS = {"half": 0.5, "three_quarters": 0.75, "all": 1.0}
+"""Of the map's steps, within which the boundary is found."""
 UNDECIDED = "more seeds: an interval holds the value that decides"
 
 
@@ -34,7 +34,8 @@ class Drops(NamedTuple):
 
 class Results(NamedTuple):
     """What was run: a rate at which most seeds get worse, and one at which about half do; the map's records; drops at
-    the first rate; arms from the start at the second; valid and invalid labels there, and the drift that they cause;
+    the first rate; arms from the start at the second; valid and invalid labels there,
+    {name: what became of each seed}, and the drift that they cause;
     long runs at lower rates, {rate: records over seed and step}."""
 
     steep: float
@@ -42,7 +43,7 @@ class Results(NamedTuple):
     runs: xr.Dataset
     drops: Drops | None
     from_start: xr.Dataset | None
-    labels: xr.Dataset
+    labels: Mapping[str, xr.Dataset]
     drift: xr.Dataset
     slow: Mapping[float, xr.Dataset]
 
@@ -69,8 +70,8 @@ def numbers_of(found: Results) -> dict[str, Any]:
         "learnt_step_median": float(np.median(at["learnt_step"])),
     }
     edges = edges_of(found)
-    for parts, edge in zip(PARTS, edges, strict=True):
-        numbers |= {f"boundary_within_1_{parts}{end}": value for end, value in zip(ENDS, edge, strict=True)}
+    for part, edge in zip(PARTS, edges, strict=True):
+        numbers |= {f"boundary_within_{part}{end}": value for end, value in zip(ENDS, edge, strict=True)}
     numbers["boundary_exponent"] = boundary_exponent(edges)
     if found.drops is not None:
         numbers |= _drop_numbers(found.drops)
@@ -81,9 +82,8 @@ def numbers_of(found: Results) -> dict[str, Any]:
             numbers[key] = float(arms["shape"].sel(arm=name).mean(axis))
     numbers["drift_of_descent_over_law"] = float(found.drift.attrs["bias_over_law"])
     numbers["logit_drift_of_descent_over_law"] = float(found.drift.attrs["logit_over_law"])
-    valid = found.labels["shape"].sel(labels="valid")
-    for name in found.labels["labels"].values.tolist():
-        one, key = found.labels.sel(labels=name), f"labels_{name}".replace(" ", "_").replace(".", "_")
+    for name, one in found.labels.items():
+        key = f"labels_{name}".replace(" ", "_").replace(".", "_")
         numbers |= {
             f"{key}_learn": float(np.isfinite(one["learnt_step"]).mean()),
             f"{key}_get_worse": float(one["shape"].mean()),
@@ -93,7 +93,7 @@ def numbers_of(found: Results) -> dict[str, Any]:
             f"{key}_loss_rise": float(one["loss_rise"].median()),
             f"{key}_lowest_loss": float(one["lowest_loss"].min()),
         }
-        for end, value in zip(ENDS, difference(one["shape"], valid), strict=True):
+        for end, value in zip(ENDS, _more(found.labels, name), strict=True):
             numbers[f"{key}_more{end}"] = value
     for rate, records in found.slow.items():
         shape, key = reported_shape(records), f"at_{rate:g}"
@@ -139,17 +139,22 @@ def arms_by_start(found: Results) -> dict[str, xr.Dataset]:
 
 
 def edges_of(found: Results) -> list[Estimate]:
-    """Boundaries within a quarter, a half and all of the map's steps."""
-    most = int(found.runs["step"][-1])
-    return [boundary(reported_shape(found.runs, until=most // parts)) for parts in PARTS]
+    """Boundaries within `PARTS` of the map's steps."""
+    return [boundary(reported_shape(found.runs, until=steps)) for steps in _steps_of(found)]
+
+
+def _steps_of(found: Results) -> list[int]:
+    return [int(part * int(found.runs["step"][-1])) for part in PARTS.values()]
 
 
 def boundary_exponent(edges: Sequence[tuple[float, float, float]]) -> float:
-    """Slope of ln boundary over ln steps, by least squares: -1 where rate x steps decides; NaN where one is unknown."""
-    places = np.array([edge[0] for edge in edges])
-    if not np.all((places > 0) & np.isfinite(places)):
+    """Slope of ln boundary over ln steps, by least squares over those that are known: -1 where rate x steps decides, 0
+    where the rate does; NaN where fewer than two are known."""
+    places, steps = np.array([edge[0] for edge in edges]), np.array(list(PARTS.values()))
+    known = (places > 0) & np.isfinite(places)
+    if known.sum() < 2:
         return float("nan")
-    return float(np.polyfit(-np.log(PARTS), np.log(places), 1)[0])
+    return float(np.polyfit(np.log(steps[known]), np.log(places[known]), 1)[0])
 
 
 def boundary_numbers(name: str, shape: xr.Dataset) -> dict[str, float]:
@@ -199,11 +204,11 @@ def _rate(found: Results) -> Claim:
 
 
 def _edges(found: Results) -> str:
-    lowest, most = float(found.runs["learning_rate"][0]), int(found.runs["step"][-1])
+    lowest, highest = (float(found.runs["learning_rate"][place]) for place in (0, -1))
     texts = []
-    for parts, (value, low, high) in zip(PARTS, edges_of(found), strict=True):
+    for steps, (value, low, high) in zip(_steps_of(found), edges_of(found), strict=True):
         edge = f"{value:.2g} [{low:.2g}, {high:.2g}]" if value else f"less than {lowest:.2g}"
-        texts.append(f"{edge} within {most // parts} steps")
+        texts.append(f"{edge if np.isfinite(value) else f'more than {highest:.2g}'} within {steps} steps")
     return ", ".join(texts)
 
 
@@ -293,26 +298,31 @@ def _labels(found: Results) -> Claim:
     """At the largest sum with which most runs learn under the fused gradient: supported where more seeds get worse than
     with valid labels, refuted where no more do, within the margin."""
     labels = found.labels
-    names = [str(name) for name in labels["labels"].values if str(name).startswith("fused")]
-    learnt = {name: float(np.isfinite(labels["learnt_step"].sel(labels=name)).mean()) for name in names}
+    names = [name for name in labels if name.startswith("fused")]
+    learnt = {name: float(np.isfinite(labels[name]["learnt_step"]).mean()) for name in names}
     fair = [name for name in names if learnt[name] > 0.5]  # who has not learnt cannot get worse
     chosen = max(fair or names[:1], key=lambda name: float(name.split()[1]))
     total = chosen.split()[1]
-    valid = labels["shape"].sel(labels="valid")
-    fused, auto = (difference(labels["shape"].sel(labels=f"{kind} {total}"), valid) for kind in ("fused", "autodiff"))
+    fused, auto = (_more(labels, f"{kind} {total}") for kind in ("fused", "autodiff"))
     verdict: Verdict = "depends"
     if fair:
         verdict = "supported" if fused.low > 0 else "refuted" if fused.high < MARGIN else "depends"
-    one = labels.sel(labels=chosen)
+    one, valid = labels[chosen], labels["valid"]["shape"]
     return Claim(
         CASE, "e", "labels that sum to more than 1 cause it", verdict,
         f"share of seeds that get worse with labels that sum to {total} and the gradient softmax - p, less the share "
         "with valid labels", *fused,
-        f"the same with autodiff's gradient: {_between(auto)}; {_count(labels, 'valid', 'labels')} with valid labels; "
+        f"the same with autodiff's gradient: {_between(auto)}; {int(valid.sum())} of {valid.size} with valid labels; "
         f"under the fused gradient the output biases drift by {float(one['drift'].median()):.2g} learning rates a step",
         "runs that reach 90 % accuracy under the fused gradient: "
         + ", ".join(f"{learnt[name]:.0%} at s = {name.split()[1]}" for name in names),
     )  # fmt: skip
+
+
+def _more(labels: Mapping[str, xr.Dataset], name: str) -> Estimate:
+    """Share of seeds that get worse with these labels less the share with valid ones, over the seeds that had both."""
+    one = labels[name]["shape"]
+    return difference(one, labels["valid"]["shape"].sel(seed=one["seed"]))
 
 
 def _schedule(found: Results, arms: xr.Dataset) -> Claim:
@@ -345,8 +355,8 @@ def _listed(names: list[str]) -> str:
     return " and ".join(name.replace("_", " ") for name in names) or "none"
 
 
-def _count(arms: xr.Dataset, name: str, axis: str = "arm") -> str:
-    flags = arms["shape"].sel({axis: name})
+def _count(arms: xr.Dataset, name: str) -> str:
+    flags = arms["shape"].sel(arm=name)
     return f"{int(flags.sum())} of {flags.size}"
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,13 +27,16 @@ def label_floor(total: float) -> float:
 
 
 def label_runs(
-    size: tuple[int, int], rate: float, sums: Sequence[float], seeds: int, num_steps: int, *, out: Path | None = None
-) -> tuple[xr.Dataset, xr.Dataset]:
-    """Train with Adam on valid labels and on labels that sum to s, with both gradients, from the same seeds; `size` is
-    (hidden units, sequences).
+    size: tuple[int, int], rate: float, sums: Mapping[float, int], num_steps: int, *, out: Path | None = None
+) -> tuple[dict[str, xr.Dataset], xr.Dataset]:
+    """Train with Adam on valid labels and on labels that sum to s, with both gradients.
+
+    Args:
+        size: hidden units and sequences.
+        sums: s -> number of seeds, the first ones; valid labels are trained on from as many as any.
 
     Returns:
-        what became of every run over (labels, seed), labels "valid", "autodiff 1.1", "fused 1.1", ...: `reported_shape`
+        what became of every run, {"valid": ..., "autodiff 1.1": ..., "fused 1.1": ...}, over seeds: `reported_shape`
         with the loss taken above its floor, -sum p ln(p / s), `lowest_loss`, `loss_rise` (median over the last tenth of
         the records over the smallest), `drift` of the mean output bias and `logit_drift` of the mean logit, both in
         learning rates per step; and `mean_bias` of the first seed over (setting, step), in learning rates.
@@ -42,18 +45,20 @@ def label_runs(
     gradients: tuple[LabelGradient, ...] = ("autodiff", "fused")
     for gradient in gradients:
         problem = rnn_sequences(*size, gradient=gradient)
-        totals = [1.0, *sums] if gradient == "autodiff" else list(sums)  # at s = 1 both gradients are one
-        sweep = Sweep({"label_sum": totals}, seeds, num_steps, 10, lane_width=LANES)
-        optimizer = ADAM.with_arguments(learning_rate=rate)
-        runs = run(problem, optimizer, sweep, RECORDED, out and out / gradient, progress=False)
-        for total in totals:
+        # At s = 1 both gradients are one.
+        totals = {1.0: max(sums.values()), **sums} if gradient == "autodiff" else sums
+        for total, seeds in totals.items():
             name = f"{gradient} {total:g}" if total > 1 else "valid"
-            parts[name] = _of_labels(runs.sel(label_sum=total, drop=True), rate, total)
-            drifts[f"Adam, {name}"] = _bias(runs.sel(label_sum=total, drop=True).isel(seed=0), rate, np.nan)
+            sweep = Sweep({"label_sum": [total]}, seeds, num_steps, 10, lane_width=LANES)
+            optimizer = ADAM.with_arguments(learning_rate=rate)
+            kept = out and out / name.replace(" ", "_")
+            runs = run(problem, optimizer, sweep, RECORDED, kept, progress=False).isel(label_sum=0, drop=True)
+            parts[name] = _of_labels(runs, rate, total)
+            drifts[f"Adam, {name}"] = _bias(runs.isel(seed=0), rate, np.nan)
     drifts[f"gradient descent, fused {max(sums):g}"] = descent = descent_drift(size, max(sums))
-    shape: Any = xr.concat(parts.values(), xr.DataArray(list(parts), dims="labels", name="labels"))
-    drift: Any = xr.concat(drifts.values(), xr.DataArray(list(drifts), dims="setting", name="setting"), join="outer")
-    return shape, drift.assign_attrs(descent.attrs)
+    axis = xr.DataArray(list(drifts), dims="setting", name="setting")
+    drift: Any = xr.concat(drifts.values(), axis, join="outer")
+    return parts, drift.assign_attrs(descent.attrs)
 
 
 def descent_drift(size: tuple[int, int], total: float) -> xr.Dataset:

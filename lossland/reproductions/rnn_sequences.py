@@ -18,7 +18,7 @@ from lossland.figures.rnn_sequences import rnn_sequences_figure
 from lossland.problems.problem import Problem
 from lossland.problems.sequences import rnn_sequences
 from lossland.reproductions.claims import save_claims
-from lossland.reproductions.rnn_claims import Drops, Results, boundary_numbers, claims, numbers_of
+from lossland.reproductions.rnn_claims import PARTS, Drops, Results, boundary_numbers, claims, numbers_of
 from lossland.reproductions.rnn_events import (
     BEFORE,
     anatomy,
@@ -40,7 +40,7 @@ seeds got worse there."""
 class Size(NamedTuple):
     """How much is run: hidden units, sequences, rates, seeds and steps of the map; (rates, seeds, steps) in batches of
     32, and on other data; seeds and steps of arms from the start; seeds among which drops are taken apart, and how many
-    at most; what invalid labels sum to, on how many seeds; (rate, seeds, steps) below the map; (hidden, rates, seeds,
+    at most; (sum, seeds) of invalid labels; (rate, seeds, steps) below the map; (hidden, rates, seeds,
     steps) of the checks."""
 
     hidden: int
@@ -52,7 +52,7 @@ class Size(NamedTuple):
     other_data: tuple[tuple[float, ...], int, int] | None
     arms: tuple[int, int] | None
     drops: tuple[int, int] | None
-    labels: tuple[tuple[float, ...], int]
+    labels: tuple[tuple[float, int], ...]
     slow: tuple[tuple[float, int, int], ...]
     wide: tuple[tuple[int, tuple[float, ...], int, int], ...]
 
@@ -63,14 +63,14 @@ def doubling(first: int, last: int, per_octave: int = 1) -> tuple[float, ...]:
     return tuple(float(rate) for rate in REPORTED_RATE * 2.0**places)
 
 
-FAST = Size(16, 32, doubling(4, 6), 12, 240, None, None, None, None, ((1.1,), 6), (), ())
+FAST = Size(16, 32, doubling(4, 6), 12, 240, None, None, None, None, ((1.1, 6),), (), ())
 FULL = Size(
     16, 64, doubling(3, 7, 4), 64, 480,
     batches=(doubling(3, 5), 12, 480),
     other_data=(doubling(3, 5), 12, 480),
     arms=(16, 240),
     drops=(16, 12),
-    labels=((1.1, 1.5), 24),
+    labels=((1.1, 56), (1.5, 24)),
     slow=((REPORTED_RATE, 16, 6000), (2 * REPORTED_RATE, 12, 3000)),
     wide=((64, doubling(2, 4), 8, 480), (128, doubling(3, 3), 8, 240)),
 )  # fmt: skip
@@ -80,7 +80,7 @@ ACCELERATOR = Size(
     other_data=(doubling(0, 7, 2), 64, 5000),
     arms=(64, 2000),
     drops=(64, 256),
-    labels=((1.02, 1.05, 1.1, 1.2, 1.5), 64),
+    labels=((1.02, 64), (1.05, 64), (1.1, 64), (1.2, 64), (1.5, 64)),
     slow=((REPORTED_RATE / 4, 32, 20000), (REPORTED_RATE / 2, 32, 10000)),
     wide=((128, doubling(0, 7, 2), 32, 5000),),
 )  # fmt: skip
@@ -105,7 +105,7 @@ def measure(
         for rate, seeds, num_steps in size.slow
     }
     labels, drift = label_runs(
-        (size.hidden, size.num_sequences), EDGE_RATE, *size.labels, size.num_steps, out=kept / "labels"
+        (size.hidden, size.num_sequences), EDGE_RATE, dict(size.labels), size.num_steps, out=kept / "labels"
     )
     found = Results(STEEP_RATE, EDGE_RATE, runs, None, None, labels, drift, slow)
     example = None
@@ -128,8 +128,8 @@ def measure(
     settled = claims(found)
     numbers |= {f"claim_{claim.letter}": claim.verdict for claim in settled}
     shares = {
-        f"{int(size.num_steps) // parts} steps": reported_shape(runs, until=size.num_steps // parts)
-        for parts in (4, 2, 1)
+        f"within {int(part * size.num_steps)} steps": reported_shape(runs, until=int(part * size.num_steps))
+        for part in PARTS.values()
     }
     paths = figures.save(
         rnn_sequences_figure(

@@ -51,10 +51,10 @@ def progress_of(found: Results, num_points: int = 24) -> xr.Dataset:
 
 def labels_of(found: Results) -> xr.Dataset:
     """Shares of seeds that learn and that get worse over "labels", with intervals."""
-    names = found.labels["labels"].values.tolist()
-    values = {}
-    for key, flags in (("learn", np.isfinite(found.labels["learnt_step"])), ("share", found.labels["shape"])):
-        rows = np.array([share(flags.sel(labels=name)) for name in names])
+    names, values = list(found.labels), {}
+    for key in ("learn", "share"):
+        flags = [np.isfinite(one["learnt_step"]) if key == "learn" else one["shape"] for one in found.labels.values()]
+        rows = np.array([share(one) for one in flags])
         values |= {f"{key}{end}": ("labels", rows[:, place]) for place, end in enumerate(ENDS)}
     return xr.Dataset(values, {"labels": names})
 
