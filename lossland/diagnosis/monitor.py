@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
@@ -106,21 +107,27 @@ def monitor(
 
     def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> tuple[Any, MonitorState]:
         loss = _checked_loss(extra.get("value"))
-        new_updates, inner_state = inner.update(updates, state.inner, params, **extra)
         step = state.counters[0]
 
-        def measured() -> jax.Array:
-            taken, advanced = new_updates, inner_state
-            if every > 1:
-                # What is trained with is handed to a branch only where it lies in memory at every step anyway: the
-                # update, which XLA computes while it adds it, is computed again in the branch.
-                taken, advanced = inner.update(updates, state.inner, params, **extra)
+        def measure(gradient: Any, taken: Any, advanced: Any) -> jax.Array:
             value, floor = (None, 0.0) if read is None else read(advanced) or (None, 0.0)
             # Behind a barrier, or in a branch, nothing that is measured is fused with what is trained.
-            kept = lax.optimization_barrier((updates, taken, value)) if every == 1 else (updates, taken, value)
+            kept = lax.optimization_barrier((gradient, taken, value)) if every == 1 else (gradient, taken, value)
             return _measure(loss, *kept, floor)
 
-        row = measured() if every == 1 else lax.cond(step % every == 0, measured, lambda: _blank(loss))
+        if every == 1:
+            new_updates, inner_state = inner.update(updates, state.inner, params, **extra)
+            row = measure(updates, new_updates, inner_state)
+        else:
+            # The branch is given nothing but what lies in memory at every step anyway: the update, which XLA computes
+            # while it adds it, is computed again.
+            row = lax.cond(
+                step % every == 0,
+                lambda: measure(updates, *inner.update(updates, state.inner, params, **extra)),
+                lambda: _blank(loss),
+            )
+            before = jax.tree.map(functools.partial(_after, row[-1] < 0), state.inner)
+            new_updates, inner_state = inner.update(updates, before, params, **extra)
         counters, levels = _count(state.counters, state.levels, loss, row[-1])
         records = lax.dynamic_update_index_in_dim(state.records, row, _row_of(step, history), 0)
         records = lax.dynamic_update_index_in_dim(records, row, history + 1 + step % window, 0)
@@ -221,6 +228,20 @@ def _checked_loss(value: Any) -> jax.Array | None:
     if jnp.shape(value) != ():
         raise ValueError(f"value: expected the scalar loss of this step, got shape {jnp.shape(value)}")
     return jnp.asarray(value, jnp.float32)
+
+
+def _after(never: jax.Array, leaf: Any) -> Any:
+    """The same bits, to be had only once `never` is known, which never holds and of which XLA knows as little.
+
+    So the state is advanced after the branch that reads it, and in place. Of integers, because what is chosen among
+    floats may be multiplied before it is chosen, and rounds otherwise.
+    """
+    leaf = jnp.asarray(leaf)
+    if not jnp.issubdtype(leaf.dtype, jnp.floating):
+        return leaf
+    unsigned = jnp.dtype(f"uint{8 * leaf.dtype.itemsize}")
+    bits = lax.bitcast_convert_type(leaf, unsigned)
+    return lax.bitcast_convert_type(bits | never.astype(unsigned), leaf.dtype)
 
 
 def _blank(loss: jax.Array | None) -> jax.Array:
