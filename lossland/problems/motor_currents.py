@@ -9,7 +9,7 @@ were not published, nor were the layers: those here are stand-ins.
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +18,7 @@ import optax
 from flax import linen as nn
 from jax import lax
 
+from lossland.arguments import FLAG, MOST_EXAMPLES, MOST_UNITS, choice, count, expects, number
 from lossland.problems.networks import with_scale
 from lossland.problems.problem import Params, Problem
 
@@ -32,6 +33,7 @@ PERSISTENCE = 0.8
 Traces = Literal["motor_currents", "cosines"]
 
 
+@expects(num_sequences=count(1, MOST_EXAMPLES), num_classes=count(2, MOST_UNITS), noise=number(least=0), seed=count(0))
 def draw_motor_currents(
     num_sequences: int = NUM_SEQUENCES, num_classes: int = 6, *, noise: float = 0.2, seed: int = 0
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -49,11 +51,7 @@ def draw_motor_currents(
     Raises:
         ValueError: for fewer sequences than classes, fewer than two classes, or negative noise.
     """
-    if num_classes < 2:
-        raise ValueError(f"num_classes: expected at least two, got {num_classes}")
     labels, draws = _dealt(num_sequences, num_classes, seed)
-    if not noise >= 0:
-        raise ValueError(f"noise: expected a standard deviation of at least 0, got {noise}")
     clock = np.arange(LENGTH) / LENGTH
     phases = draws.uniform(size=(2, num_sequences, 1))
     traces = np.zeros((num_sequences, LENGTH))
@@ -66,6 +64,7 @@ def draw_motor_currents(
     return (traces + noise * coloured)[..., None].astype(np.float32), labels
 
 
+@expects(num_sequences=count(2, MOST_EXAMPLES), seed=count(0))
 def draw_cosines(num_sequences: int = NUM_SEQUENCES, *, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     """Draw the artificial set of two classes: inputs `Float32["sequence time 1"]` and labels `Int32["sequence"]`.
 
@@ -120,6 +119,15 @@ class KerasLSTM(nn.Module):
         return nn.Dense(self.num_outputs, kernel_init=nn.initializers.glorot_uniform())(h)
 
 
+@expects(
+    hidden=count(1, MOST_UNITS),
+    traces=choice(*get_args(Traces)),
+    dropout=number(least=0, below=1),
+    batch_norm=FLAG,
+    num_mislabelled=count(0, NUM_SEQUENCES),
+    noise=number(least=0),
+    seed=count(0),
+)
 def keras_lstm(
     hidden: int = 32,
     traces: Traces = "motor_currents",
@@ -153,18 +161,10 @@ def keras_lstm(
         ValueError: for other traces, fewer than one unit, a dropout outside [0, 1), or more mislabelled sequences than
             there are.
     """
-    if hidden < 1:
-        raise ValueError(f"hidden: expected at least one unit, got {hidden}")
-    if not 0 <= dropout < 1:
-        raise ValueError(f"dropout: expected a share of at least 0 and below 1, got {dropout}")
     if traces == "motor_currents":
         inputs, labels = draw_motor_currents(noise=noise, seed=seed)
-    elif traces == "cosines":
-        inputs, labels = draw_cosines(seed=seed)
     else:
-        raise ValueError(f"traces: expected 'motor_currents' or 'cosines', got {traces!r}")
-    if not 0 <= num_mislabelled <= len(labels):
-        raise ValueError(f"num_mislabelled: expected 0 to {len(labels)}, got {num_mislabelled}")
+        inputs, labels = draw_cosines(seed=seed)
     num_classes = int(labels.max()) + 1
     wrong = np.arange(len(labels)) < num_mislabelled
     labels = np.where(wrong, (labels + 1) % num_classes, labels).astype(np.int32)

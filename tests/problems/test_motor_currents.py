@@ -57,12 +57,15 @@ class TestTraces:
         ("call", "words"),
         [
             (lambda: draw_motor_currents(3), "num_sequences: expected at least one per class, 6, got 3"),
-            (lambda: draw_motor_currents(num_classes=1), "num_classes: expected at least two, got 1"),
-            (lambda: draw_motor_currents(noise=-1), "noise: expected a standard deviation of at least 0, got -1"),
-            (lambda: keras_lstm(0), "hidden: expected at least one unit, got 0"),
-            (lambda: keras_lstm(dropout=1.0), "dropout: expected a share of at least 0 and below 1, got 1.0"),
-            (lambda: keras_lstm(traces="sines"), "traces: expected 'motor_currents' or 'cosines', got 'sines'"),
-            (lambda: keras_lstm(num_mislabelled=99), "num_mislabelled: expected 0 to 98, got 99"),
+            (lambda: draw_motor_currents(num_classes=1), "num_classes: expected an integer of at least 2"),
+            (lambda: draw_motor_currents(noise=-1), "noise: expected a finite number of at least 0, got -1"),
+            (lambda: keras_lstm(0), "hidden: expected an integer of at least 1"),
+            (lambda: keras_lstm(dropout=1.0), "dropout: expected a finite number of at least 0 and below 1"),
+            (lambda: keras_lstm(traces="sines"), "traces: expected one of motor_currents, cosines, got 'sines'"),
+            (
+                lambda: keras_lstm(num_mislabelled=99),
+                "num_mislabelled: expected an integer of at least 0 and at most 98",
+            ),
         ],
     )
     def test_bad_input_is_named(self, call, words):
