@@ -7,7 +7,7 @@ EXPERIMENT = Experiment(
     shows="sharpness over each optimizer's own threshold: it rises to 1 and stays",
     figures=(4,),
     section="Edge of stability",
-    fast="1 min",
+    fast="4 min",
     full="8 min",
 )
 main = EXPERIMENT.run

@@ -93,7 +93,7 @@ class Experiment:
         folder.mkdir(parents=True, exist_ok=True)
         table = self.table(profile)
         sweeps: list[str] = []
-        began = time.perf_counter()
+        began, worked = time.perf_counter(), time.process_time()
 
         def told(sweep: Sweep) -> None:
             sweeps.append(sweep.fingerprint())
@@ -112,6 +112,7 @@ class Experiment:
             "hash": hashlib.sha256(" ".join(sorted(set(sweeps)) or [self.stem]).encode()).hexdigest()[:12],
             "drawn": hashlib.sha256((place / "drawn.npz").read_bytes()).hexdigest(),
             "seconds": round(time.perf_counter() - began),
+            "processor_seconds": round(time.process_time() - worked),
             "software": {"python": platform.python_version(), **versions()},
             "machine": platform.machine(),
             "claims": json.loads(claims.read_text(encoding="utf-8")) if claims.exists() else [],

@@ -172,7 +172,7 @@ EXPERIMENT = Experiment(
     shows="the loss along top eigenvectors, over planes and in spectra, before and after a catapult and a late spike",
     figures=(11,),
     section="Landscapes",
-    fast="1 min",
+    fast="2 min",
     full="2 min",
     measure=measure,
 )

@@ -7,7 +7,7 @@ EXPERIMENT = Experiment(
     shows="phase diagram over examples and learning rate, twenty printed losses from one recovered weight",
     figures=(1, 2),
     section="Five reported cases",
-    fast="30 s",
+    fast="1 min",
     full="1 min",
 )
 main = EXPERIMENT.run

@@ -7,7 +7,7 @@ EXPERIMENT = Experiment(
     shows="measured critical learning rates of three optimizers on the curves that the noise of batches predicts",
     figures=(6,),
     section="Minibatches",
-    fast="30 s",
+    fast="2 min",
     full="3 min",
 )
 main = EXPERIMENT.run

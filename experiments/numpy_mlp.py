@@ -7,7 +7,7 @@ EXPERIMENT = Experiment(
     shows="catapults over learning rate and initial scale, and what tells at the first step that the loss will rise",
     figures=(1, 3),
     section="Five reported cases",
-    fast="1 min",
+    fast="2 min",
     full="25 min",
 )
 main = EXPERIMENT.run

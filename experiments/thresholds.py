@@ -7,7 +7,7 @@ EXPERIMENT = Experiment(
     shows="measured against computed thresholds of twelve optimizers and four chains in no table",
     figures=(5,),
     section="Thresholds",
-    fast="40 s",
+    fast="1 min",
     full="3 min",
 )
 main = EXPERIMENT.run

@@ -41,6 +41,11 @@ def scientific(value: float, digits: int = 2) -> str:
     return rf"\ensuremath{{{mantissa}\times10^{{{int(exponent)}}}}}"
 
 
+def fewest_digits(value: float) -> int:
+    """Significant digits that a number has, 1 to 5."""
+    return next((few for few in range(1, 5) if float(f"{value:.{few}g}") == value), 5)
+
+
 def _interval(write: Callable[[float], str]) -> Callable[[Any], str]:
     return lambda value: f"{write(value[0])} to {write(value[1])}" if isinstance(value, (list, tuple)) else write(value)
 
@@ -50,6 +55,7 @@ STYLES: dict[str, Callable[[Any], str]] = {
     "two": lambda value: _interval(lambda x: scientific(x, 2))(value),
     "one": lambda value: _interval(lambda x: scientific(x, 1))(value),
     "five": lambda value: _interval(lambda x: scientific(x, 5))(value),
+    "exact": lambda value: scientific(value, fewest_digits(value)),
     "int": lambda value: f"{round(value):,}".replace(",", r"\,"),
     "percent": lambda value: rf"{100 * value:.0f}\,\%",
     "permille": lambda value: rf"{100 * value:.1f}\,\%",
@@ -169,7 +175,7 @@ def written(results: Results, text: str) -> str:
     lines = ["% Written by paper/numbers.py from the summaries; not to be edited."]
     for macro, style, key in asked(text):
         try:
-            shown = STYLES[style](value_of(results, macro, key))
+            shown = STYLES[style or ("exact" if macro == "set" else "")](value_of(results, macro, key))
         except MissingSummaryError as error:
             print(f"{macro} {key}: {error}", file=sys.stderr)
             shown = NOT_MEASURED
@@ -229,9 +235,8 @@ def _cell(value: Any) -> str:
     if isinstance(value, bool) or value is None:
         return str(value)
     if isinstance(value, (int, float, np.number)):
-        digits = next((few for few in range(1, 5) if float(f"{value:.{few}g}") == value), 5)
         whole = math.isfinite(value) and float(value).is_integer() and abs(value) < 1e7
-        return f"{int(value)}" if whole else scientific(float(value), digits)
+        return f"{int(value)}" if whole else scientific(float(value), fewest_digits(float(value)))
     return escaped(str(value))
 
 

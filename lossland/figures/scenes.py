@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -17,6 +18,9 @@ FLOOR = 1e-6
 """Densities below this share of the highest are not drawn."""
 BULK = 1.0
 """Eigenvalues are drawn on a linear scale up to this size, on a logarithmic one beyond."""
+
+
+TICKS = (-1000, -100, -10, 0, 10, 100, 1000)
 
 
 def plot_densities(ax: Axes, densities: Mapping[str, xr.Dataset]) -> None:
@@ -34,6 +38,11 @@ def plot_densities(ax: Axes, densities: Mapping[str, xr.Dataset]) -> None:
             ax.plot(one["eigenvalue"], shown, color=color, linestyle=line, linewidth=1, label=label)
         ax.set(yscale="log", xlabel="eigenvalue", ylabel="density", ylim=(FLOOR * top, 3 * top))
         ax.set_xscale("symlog", linthresh=BULK)
+        shown = [one["eigenvalue"].values[one["density"].values > FLOOR * top] for one in densities.values()]
+        low, high = min(map(np.min, shown)), max(map(np.max, shown))
+        ax.set(xlim=(min(1.2 * low, -BULK), 1.2 * high))
+        ax.set_xticks([tick for tick in TICKS if 1.2 * low <= tick <= 1.2 * high])
+        ax.minorticks_off()
         ax.legend(frameon=False, loc="upper right")
         style.dress(ax)
 
@@ -51,14 +60,18 @@ def landscapes_figure(scenes: Mapping[str, Mapping[str, Any]]) -> Figure:
         rows: Any = figure.subplots(len(scenes), 4, squeeze=False)
         for (one, two, three, four), (title, scene) in zip(rows, scenes.items(), strict=True):
             plot_line(one, dict(scene["lines"]), dict(scene["curvatures"]))
-            one.set(xlabel="distance", ylim=(0, 1.5 * one.get_ylim()[1]))
+            one.set(xlabel="distance", ylim=(0, 1.9 * one.get_ylim()[1]))
             one.legend(frameon=False, fontsize=style.SMALL, loc="upper center", handlelength=1.8, labelspacing=0.2)
             plot_plane(two, scene["trajectory"])
             two.set(xlabel=scene["axes"][0], ylabel=scene["axes"][1])
             plot_plane(three, scene["plane"])
             three.set(xlabel="first random direction", ylabel="second")
             plot_densities(four, scene["densities"])
-            one.set_title(f"{title}\nalong eigenvectors", loc="left")
+            one.set_title(" \nalong eigenvectors", loc="left")
+            # The row's title reaches across the panels; laid out with the first, it would push them apart.
+            above = {"xycoords": "axes fraction", "textcoords": "offset points", "annotation_clip": False}
+            one.annotate(title, (0, 1), (0, 15), fontsize=style.TEXT + 0.5, **above).set_in_layout(False)
+            one.locator_params(axis="x", nbins=3)
             two.set_title("trajectory", loc="left")
             three.set_title("filter-normalised", loc="left")
             four.set_title("spectral density", loc="left")

@@ -98,19 +98,24 @@ class TestClaims:
     def test_every_claim_is_borne_out(self, results):
         assert audit(results, TEXT, claims()) == []
 
-    def test_a_failed_target_is_found(self, results):
-        failed = next(
-            (
-                one["name"]
-                for stem in results.stems()
-                for one in results.summary(stem)["targets"]
-                if one["verdict"] == "failed"
-            ),
-            None,
-        )
-        listed = [*claims(), {"words": "One command", "targets": [failed or "thresholds.no_such_number"]}]
-        (wrong,) = audit(results, TEXT, listed)
-        assert ("failed" if failed else "no summary") in wrong
+    @pytest.mark.parametrize(
+        ("held", "wrong"),
+        [
+            ({"n": {"verdict": "reproduced"}}, []),
+            ({"n": {"verdict": "failed", "expected": 1, "measured": 2}}, ["s.n: failed: expected 1, measured 2"]),
+            ({}, ["s.n: no summary holds it"]),
+        ],
+    )
+    def test_a_target_that_fails_or_is_missing_is_found(self, held, wrong):
+        class Judged:
+            def has(self, stem):
+                return True
+
+            def targets(self, stem):
+                return held
+
+        text = r"\begin{abstract}We claim \val[int]{s.n} things.\end{abstract}"
+        assert audit(Judged(), text, [{"words": "We claim", "targets": ["s.n"]}]) == wrong
 
     def test_a_claim_that_is_not_made_and_a_number_that_proves_none(self, results):
         listed = [*claims()[1:], {"words": "it makes coffee", "targets": claims()[1]["targets"]}]
