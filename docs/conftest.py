@@ -2,7 +2,7 @@
 
 import pytest
 
-SLOW = {"bits.md", "equinox.md", "flax_model.md", "index.md", "optimizers.md", "probe.md", "sharpness.md"}
+SLOW = {"equinox.md", "flax_model.md", "index.md", "optimizers.md", "probe.md", "sharpness.md"}
 
 
 def pytest_collection_modifyitems(items):

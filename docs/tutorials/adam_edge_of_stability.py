@@ -21,10 +21,10 @@ for b1 in (0.0, 0.5, 0.9):
 # %%
 problem = ll.problems.synthetic.chebyshev(degree=3, num_examples=32, widths=(12, 12))
 adam = ll.Optimizer(optax.adam, learning_rate=2e-3, b2=0.99)
-sweep = ll.Sweep({"b1": [0.5, 0.9]}, seeds=2, num_steps=2000, every=50)
+sweep = ll.Sweep({"b1": [0.5, 0.9]}, seeds=2, num_steps=1200, every=40)
 runs = ll.run(problem, adam, sweep, probes=["loss", "preconditioned_sharpness"], progress=False)
 ratio = runs["preconditioned_sharpness"] / runs["threshold"]
-late = ratio.sel(step=slice(1000, None)).median("step")
+late = ratio.sel(step=slice(600, None)).median("step")
 for b1 in (0.5, 0.9):
     print(f"b1 = {b1}: sharpness / threshold late in training, two seeds: {late.sel(b1=b1).values.round(2)}")
 

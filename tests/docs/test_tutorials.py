@@ -1,4 +1,7 @@
-"""Tutorials run, and what their text says is what their numbers are."""
+"""Tutorials run, and what their text says is what their numbers are.
+
+The build of the pages runs those that were not run here.
+"""
 
 import numpy as np
 import pytest
@@ -37,7 +40,7 @@ def test_first_map_says_what_was_measured():
     assert f"{names['measured']:.3g}" in printed
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_adam_sits_at_its_own_edge():
     names, figures, printed = run("adam_edge_of_stability")
     assert "b1 = 0.9: threshold 38000 = 38 / learning rate" in printed
