@@ -9,7 +9,7 @@ were not published, nor were the layers: those here are stand-ins.
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +18,7 @@ import optax
 from flax import linen as nn
 from jax import lax
 
+from lossland.arguments import FLAG, MOST_EXAMPLES, MOST_UNITS, choice, count, expects, number
 from lossland.problems.networks import with_scale
 from lossland.problems.problem import Params, Problem
 
@@ -32,6 +33,7 @@ PERSISTENCE = 0.8
 Traces = Literal["motor_currents", "cosines"]
 
 
+@expects(num_sequences=count(1, MOST_EXAMPLES), num_classes=count(2), noise=number(least=0), seed=count(0))
 def draw_motor_currents(
     num_sequences: int = NUM_SEQUENCES, num_classes: int = 6, *, noise: float = 0.2, seed: int = 0
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -66,6 +68,7 @@ def draw_motor_currents(
     return (traces + noise * coloured)[..., None].astype(np.float32), labels
 
 
+@expects(num_sequences=count(2, MOST_EXAMPLES), seed=count(0))
 def draw_cosines(num_sequences: int = NUM_SEQUENCES, *, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     """Draw the artificial set of two classes: inputs `Float32["sequence time 1"]` and labels `Int32["sequence"]`.
 
@@ -120,6 +123,15 @@ class KerasLSTM(nn.Module):
         return nn.Dense(self.num_outputs, kernel_init=nn.initializers.glorot_uniform())(h)
 
 
+@expects(
+    hidden=count(1, MOST_UNITS),
+    traces=choice(*get_args(Traces)),
+    dropout=number(least=0, below=1),
+    batch_norm=FLAG,
+    num_mislabelled=count(0),
+    noise=number(least=0),
+    seed=count(0),
+)
 def keras_lstm(
     hidden: int = 32,
     traces: Traces = "motor_currents",

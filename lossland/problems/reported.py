@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lossland.arguments import FLAG, MOST_EXAMPLES, MOST_UNITS, TREE, Rule, choice, count, expects, optional
+from lossland.arguments import FLAG, MOST_EXAMPLES, MOST_UNITS, TREE, Rule, choice, count, expects, number, optional
 from lossland.problems.problem import Batch, Params, Problem
 
 GLOROT_LIMIT = math.sqrt(6 / 2)
@@ -224,6 +224,7 @@ def numpy_mlp_gradient(params: Any, batch: Any, wrong_db1: bool = True) -> dict[
     }
 
 
+@expects(deviation=number(least=0), seed=count(0))
 def course_mlp(deviation: float = 0.4, seed: int = 0) -> Problem:
     """Build case 5, the "complex" classifier of a course's lab, whose epoch loss sometimes rises under Adam at 0.01.
 

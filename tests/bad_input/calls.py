@@ -13,7 +13,7 @@ import optax
 import xarray as xr
 
 import lossland as ll
-from lossland.problems import datasets, networks, reported, sequences, synthetic, trainability
+from lossland.problems import datasets, motor_currents, networks, reported, sequences, synthetic, trainability
 from lossland.stability.forecast import RECORDS
 from tests.bad_input.values import (
     NO_ARRAY,
@@ -785,6 +785,26 @@ def _problems():
                 "excess": not_one_of("next", "uniform"),
             },
         ),
+        "course_mlp": Call(reported.course_mlp, dict, {"deviation": noise, "seed": NO_SEED}),
+        "keras_lstm": Call(
+            motor_currents.keras_lstm,
+            dict,
+            {
+                "hidden": NO_COUNT,
+                "traces": not_one_of("motor_currents", "cosines"),
+                "dropout": no_number(below=-1e-9, above=1.0),
+                "batch_norm": NO_FLAG,
+                "num_mislabelled": NO_SEED,
+                "noise": noise,
+                "seed": NO_SEED,
+            },
+        ),
+        "draw_motor_currents": Call(
+            motor_currents.draw_motor_currents,
+            dict,
+            {"num_sequences": NO_COUNT, "num_classes": no_count(2), "noise": noise, "seed": NO_SEED},
+        ),
+        "draw_cosines": Call(motor_currents.draw_cosines, dict, {"num_sequences": no_count(2), "seed": NO_SEED}),
         "quadratic": Call(
             synthetic.quadratic, dict, {"eigenvalues": samples(None, 3, "x", [], {}, [np.nan], ["a"], [[1.0]], [1j])}
         ),
