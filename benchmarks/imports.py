@@ -20,9 +20,12 @@ from benchmarks.machine import machine
 
 PAIRS = {
     "import lossland": ("import lossland", "import jax, optax"),
-    "import lossland, every public name": ("import lossland\nfor n in lossland.__all__: getattr(lossland, n)", "import jax, optax"),
+    "import lossland, every public name": (
+        "import lossland\nfor n in lossland.__all__: getattr(lossland, n)",
+        "import jax, optax",
+    ),
     "lossland --help": ("import sys; from lossland.cli import main; main(['--help'])", "pass"),
-}  # fmt: skip
+}
 """What is measured -> (ours, what it is compared with)."""
 
 
@@ -59,9 +62,10 @@ def main(arguments: list[str] | None = None) -> int:
     """Print the table, write JSON if asked."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--fast", action="store_true", help="one pair, to see that it runs")
+    parser.add_argument("--pairs", type=int, default=11)
     parser.add_argument("--json", type=Path, default=None)
     options = parser.parse_args(arguments)
-    found = measure(1 if options.fast else 11)
+    found = measure(1 if options.fast else options.pairs)
     for name, row in found.items():
         low, high = row["quartiles"]
         print(f"{name:<36}{row['seconds']:7.3f} s, {row['ratio']:.3f} [{low:.3f}, {high:.3f}] x {PAIRS[name][1]!r}")

@@ -14,7 +14,7 @@ import os
 import statistics
 import subprocess
 import sys
-import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
@@ -110,25 +110,26 @@ def devices(fast: bool) -> list[dict[str, Any]]:
 
 def processes(fast: bool) -> list[dict[str, Any]]:
     """The same sweep on 1 and 2 Dask workers of one thread, processes of their own, against one process on one core."""
+    import optax
     from distributed import Client, LocalCluster
 
     import lossland as ll
-
-    import optax  # isort: skip
 
     problem = ll.problems.named("moons")
     runs, steps = (8, 8) if fast else (128, 2000)
     sweep = ll.Sweep({"learning_rate": [0.01, 0.02]}, runs // 2, steps, steps, lane_width=1)
     found, first = [], 0.0
     for workers in (1, 2):
-        with LocalCluster(workers, threads_per_worker=1, processes=True, dashboard_address=None) as cluster:
-            with Client(cluster) as client, tempfile.TemporaryDirectory():
-                executor = client.get_executor()
-                took = []
-                for _ in range(2 if fast else 4):
-                    began = _now()
-                    ll.run(problem, optax.sgd, sweep, progress=False, executor=executor)
-                    took.append(_now() - began)
+        with (
+            LocalCluster(workers, threads_per_worker=1, processes=True, dashboard_address=None) as cluster,
+            Client(cluster) as client,
+        ):
+            executor = client.get_executor()
+            took = []
+            for _ in range(2 if fast else 4):
+                began = time.perf_counter()
+                ll.run(problem, optax.sgd, sweep, progress=False, executor=executor)
+                took.append(time.perf_counter() - began)
         seconds = statistics.median(took[1:])  # the first pass compiles
         first = first or seconds
         ideal = min(workers, len(os.sched_getaffinity(0)))
@@ -169,12 +170,6 @@ def compile_time(fast: bool) -> dict[str, dict[str, Any]]:
         rounds = [child(**options, runs=2, steps=2, rounds=1) for _ in range(1 if fast else 3)]
         rows[name] = {key: statistics.median(row[key] for row in rounds) for key in keys}
     return rows
-
-
-def _now() -> float:
-    import time
-
-    return time.perf_counter()
 
 
 def main(arguments: list[str] | None = None) -> int:
