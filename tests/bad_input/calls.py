@@ -785,14 +785,14 @@ def _problems():
                 "excess": not_one_of("next", "uniform"),
             },
         ),
-        "problems.course_mlp": Call(reported.course_mlp, dict, {"deviation": noise, "seed": NO_SEED}),
-        "problems.keras_lstm": Call(
+        "course_mlp": Call(reported.course_mlp, dict, {"deviation": noise, "seed": NO_SEED}),
+        "keras_lstm": Call(
             motor_currents.keras_lstm,
             dict,
             {
                 "hidden": NO_COUNT,
                 "traces": not_one_of("motor_currents", "cosines"),
-                "dropout": no_number(below=-1e-9),
+                "dropout": no_number(below=-1e-9, above=1.0),
                 "batch_norm": NO_FLAG,
                 "num_mislabelled": NO_SEED,
                 "noise": noise,

@@ -1,6 +1,7 @@
 """Bad input to every public function: a ValueError of the library's own that names the argument, at once."""
 
 import contextlib
+import inspect
 import re
 import signal
 from pathlib import Path
@@ -70,6 +71,10 @@ def test_every_public_function_is_here():
     for prefix, module in modules.items():
         functions = {name for name in module.__all__ if not isinstance(getattr(module, name), type)}
         assert functions == {name.split(".")[1] for name in CALLS if name.startswith(f"{prefix}.")}
+    own = {name.split(".")[-1] for name in CALLS}
+    for module in (ll.landscapes, ll.problems):
+        functions = {name for name in module.__all__ if inspect.isfunction(getattr(module, name))}
+        assert functions <= own
     assert len(CALLS) * CASES >= 1000
 
 

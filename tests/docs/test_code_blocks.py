@@ -19,7 +19,9 @@ from tests.docs.pages import ALL_BLOCKS, DOCS, READABLE, ROOT, blocks
 EXECUTED_OR_READ = {"python", "bash", "yaml", "text", ""}
 DIRECTIVES = {"toctree", "eval-rst", "include"}
 TOOLS = {"lossland", "python", "python3", "pip", "pytest", "cp", "dask", "kubectl", "gcloud", "srun", "if", "exit"}
-COMMAND = re.compile(r"(?:^|[ /])lossland ((?:map|plan|explain|reproduce|report|status|verify|doctor)\b[^\n]*)")
+COMMAND = re.compile(
+    r"(?:^|[ /])lossland ((?:map|plan|explain|reproduce|report|status|verify|doctor|selfcheck)\b[^\n]*)"
+)
 
 
 def lines(block):
