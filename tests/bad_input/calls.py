@@ -1104,7 +1104,11 @@ def _figures():
         "save": Call(
             f.save,
             lambda: {"figure": Figure(), "path_stem": "nowhere"},
-            {"figure": NOTHING_LIKE_IT, "path_stem": NO_PATH},
+            {
+                "figure": NOTHING_LIKE_IT,
+                "path_stem": NO_PATH,
+                "formats": samples(None, 3, "png", [], ["gif"], [3], object()),
+            },
         ),
         "save_numbers": Call(
             f.save_numbers,
