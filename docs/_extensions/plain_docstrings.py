@@ -55,12 +55,16 @@ def process_docstring(app: Any, what: str, name: str, obj: Any, options: Any, li
 def process_signature(
     app: Any, what: str, name: str, obj: Any, options: Any, signature: str | None, returns: str | None
 ) -> tuple[str | None, str | None] | None:
-    """Leave out private arguments, which dataclasses use for themselves."""
-    if what != "class" or not signature or " _" not in signature:
+    """Leave out private arguments, which dataclasses use for themselves, and write what they make anew as `...`."""
+    if what != "class" or not signature:
         return None
-    found = inspect.signature(obj)
-    public = [parameter for parameter in found.parameters.values() if not parameter.name.startswith("_")]
-    return str(found.replace(parameters=public)), returns
+    if " _" in signature:
+        from sphinx.util.inspect import stringify_signature  # only here: tests of the rest need no Sphinx
+
+        found = inspect.signature(obj)
+        public = [parameter for parameter in found.parameters.values() if not parameter.name.startswith("_")]
+        signature = stringify_signature(found.replace(parameters=public), unqualified_typehints=True)
+    return signature.replace("<factory>", "..."), returns
 
 
 def skip_member(app: Any, what: str, name: str, obj: Any, skip: bool, options: Any) -> bool | None:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import functools
 import html
-from typing import Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
-from docutils import nodes
 from matplotlib.font_manager import FontProperties
 from matplotlib.mathtext import MathTextParser
 from matplotlib.path import Path
 from matplotlib.textpath import text_to_path
+
+if TYPE_CHECKING:
+    from docutils import nodes
 
 EM = 10.0
 """Size of the letters that are drawn; lengths are given in em, so that equations grow with the text."""
@@ -58,13 +60,20 @@ def _scaling(factor: float) -> Any:
 
 def visit_inline(translator: Any, node: nodes.math) -> None:
     translator.body.append(svg(node.astext()))
-    raise nodes.SkipNode
+    _skip()
 
 
 def visit_block(translator: Any, node: nodes.math_block) -> None:
     lines = [svg(line, 1.15) for line in node.astext().strip().split(r"\\") if line.strip()]
     translator.body.append('<div class="equations">' + "".join(f"<div>{line}</div>" for line in lines) + "</div>")
-    raise nodes.SkipNode
+    _skip()
+
+
+def _skip() -> NoReturn:
+    """What was drawn is not written a second time. Imported here: drawing needs no docutils."""
+    from docutils.nodes import SkipNode
+
+    raise SkipNode
 
 
 def setup(app: Any) -> dict[str, Any]:
