@@ -5,10 +5,9 @@ from __future__ import annotations
 import importlib
 import importlib.resources
 import re
-import shutil
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -16,7 +15,7 @@ from lossland import strict_json
 from lossland.reproductions.claims import Claim, format_claims, load_claims
 
 CASES = ("linear_regression", "numpy_mlp", "keras_lstm", "rnn_sequences", "course_mlp")
-CLAIMS = "claims.json"
+CLAIMS, SIZE = "claims.json", "size.txt"
 FIGURES = {name: name for name in CASES} | {"numpy_mlp": "curves"}
 """The figure of each story, by its name in the case's folder."""
 PLACE = re.compile(r"\{\{(\w+)(?:\.(\w)\.(\w+))?\}\}")
@@ -34,10 +33,12 @@ def reproduce_cases(*, as_json: bool = False, fast: bool = False, out: Path | No
         fast: fewer runs, in folders of their own.
         out: folder of the cases. Default: runs/reproduce.
     """
+    from lossland.figures.thumbnails import small_copy
     from lossland.reproductions import targets
 
     folder = Path("runs/reproduce") if out is None else out
     settled: dict[str, list[Claim]] = {}
+    sizes: dict[str, str] = {}
     for name in CASES:
         place = folder / (f"{name}-fast" if fast else name)
         if not (place / CLAIMS).exists():
@@ -46,15 +47,16 @@ def reproduce_cases(*, as_json: bool = False, fast: bool = False, out: Path | No
             table = {key: entry for key, entry in targets(name).items() if not (fast and entry.get("full_only"))}
             importlib.import_module(f"lossland.reproductions.{name}").measure(place, fast, table)
         settled[name] = load_claims(place / CLAIMS)
+        if (place / SIZE).exists():
+            sizes[name] = (place / SIZE).read_text(encoding="utf-8").strip()
         if (figure := place / f"{FIGURES[name]}.png").exists():
-            (folder / "images").mkdir(exist_ok=True)
-            shutil.copyfile(figure, folder / "images" / f"story_{name}.png")
+            small_copy(figure, folder / "images" / f"story_{name}.png")
         if not as_json:
             print(f"{name}\n{format_claims(settled[name])}\n")
     everything = [claim for claims in settled.values() for claim in claims]
     text = strict_json.dumps([asdict(claim) for claim in everything])
     (folder / "cases.json").write_text(text + "\n", encoding="utf-8")
-    (folder / "stories.md").write_text(stories(settled), encoding="utf-8")
+    (folder / "stories.md").write_text(stories(settled, sizes), encoding="utf-8")
     print(text if as_json else f"{counted(everything)}\n{folder / 'cases.json'}, {folder / 'stories.md'}")
     return 0
 
@@ -66,8 +68,8 @@ def counted(claims: Sequence[Claim]) -> str:
     return f"{len(claims)} claims of {len({claim.case for claim in claims})} cases: {parts}"
 
 
-def stories(settled: dict[str, list[Claim]]) -> str:
-    """Fill the numbers of the claims into the stories of the five cases.
+def stories(settled: Mapping[str, Sequence[Claim]], sizes: Mapping[str, str] | None = None) -> str:
+    """Fill the numbers of the claims into the stories of the five cases; `sizes` says how much was run, by case.
 
     Raises:
         ValueError: for a place of the text that no claim fills.
@@ -81,7 +83,10 @@ def stories(settled: dict[str, list[Claim]]) -> str:
         found = [claim for claim in settled.get(case, []) if letter in (None, claim.letter)]
         if not found:
             raise ValueError(f"stories: no claim for {place.group()}")
-        return table(found) if letter is None else _field(found[0], field)
+        if letter is not None:
+            return _field(found[0], field)
+        size = (sizes or {}).get(case)
+        return table(found) + (f"\n\nThis run: {size}" if size else "")
 
     return PLACE.sub(fill, text)
 

@@ -105,6 +105,7 @@ def measure(
     )
     paths = figures.save(figure, folder / "course_mlp")
     paths.append(save_claims(settled, folder / "claims"))
+    (folder / "size.txt").write_text(f"{size}\n", encoding="utf-8")
     (folder / "numbers.json").write_text(strict_json.dumps(numbers) + "\n", encoding="utf-8")
     return {name: numbers[name] for name in table}, paths
 

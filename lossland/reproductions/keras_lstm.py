@@ -153,6 +153,7 @@ def measure(
     )  # fmt: skip
     paths = figures.save(figure, folder / "keras_lstm")
     paths.append(save_claims(settled, folder / "claims"))
+    (folder / "size.txt").write_text(f"{size}\n", encoding="utf-8")
     (folder / "numbers.json").write_text(strict_json.dumps(numbers) + "\n", encoding="utf-8")
     expected = {"noise_over_law": 1.0, "climbs_after_the_batch_of_two": 1 / PER_EPOCH}
     return {name: (numbers[name], expected[name]) if name in expected else numbers[name] for name in table}, paths

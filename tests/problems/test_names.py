@@ -43,8 +43,10 @@ def test_every_problem_has_its_own_name_a_description_and_a_scale_for_its_start(
     draw = quick(lambda value: problem.with_arguments(**{argument: value}).init(jax.random.key(0)))
     start, zero = draw(1.0), draw(0.0)
     assert any(np.any(leaf) for leaf in jax.tree.leaves(start))
-    # The gains of layer norms are no weights: they stay at one.
-    assert all(not np.any(leaf) or (name == "digit_rows" and np.all(leaf == 1)) for leaf in jax.tree.leaves(zero))
+    # The gains of layer norms and the bias of a forget gate are no weights: they stay at one.
+    ones = {"digit_rows", "keras_lstm"}
+    assert all(not np.any(leaf) or (name in ones and leaf.ndim == 1) for leaf in jax.tree.leaves(zero))
+    assert all(np.isin(leaf, (0, 1)).all() for leaf in jax.tree.leaves(zero))
     assert {leaf.dtype for leaf in jax.tree.leaves(start)} == {np.dtype("float32")}
 
 

@@ -2,7 +2,9 @@
 
 import json
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from lossland.cli import main
 from lossland.reproductions import NAMES
@@ -33,7 +35,9 @@ def claims_of(case):
 def folder(tmp_path):
     for case in CASES:
         save_claims(claims_of(case), tmp_path / f"{case}-fast" / "claims")
-    (tmp_path / f"course_mlp-fast/{FIGURES['course_mlp']}.png").write_bytes(b"a figure")
+    figure = np.random.default_rng(0).integers(0, 255, (300, 2100, 3), dtype=np.uint8)
+    Image.fromarray(figure).save(tmp_path / f"course_mlp-fast/{FIGURES['course_mlp']}.png")
+    (tmp_path / "course_mlp-fast/size.txt").write_text("8 seeds\n")
     return tmp_path
 
 
@@ -45,7 +49,9 @@ def test_finished_cases_are_read_and_counted(folder, capsys):
     assert [line for line in out.splitlines() if line in CASES] == list(CASES)
     saved = json.loads((folder / "cases.json").read_text())
     assert [claim["letter"] for claim in saved if claim["case"] == "keras_lstm"] == list("abcdef")
-    assert (folder / "images/story_course_mlp.png").read_bytes() == b"a figure"
+    with Image.open(folder / "images/story_course_mlp.png") as small:
+        assert small.size == (1400, 200)
+    assert (folder / "stories.md").read_text().count("This run: 8 seeds") == 1
 
 
 def test_json_is_all_that_is_printed(folder, capsys):
