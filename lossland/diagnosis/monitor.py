@@ -121,11 +121,11 @@ def monitor(
         else:
             # The branch is given nothing but what lies in memory at every step anyway: the update, which XLA computes
             # while it adds it, is computed again.
-            row = lax.cond(
-                step % every == 0,
-                lambda: measure(updates, *inner.update(updates, state.inner, params, **extra)),
-                lambda: _blank(loss),
-            )
+            def again() -> jax.Array:
+                taken, advanced = inner.update(updates, state.inner, params, **extra)
+                return measure(updates, taken, advanced)
+
+            row = lax.cond(step % every == 0, again, lambda: _blank(loss))
             before = jax.tree.map(functools.partial(_after, row[-1] < 0), state.inner)
             new_updates, inner_state = inner.update(updates, before, params, **extra)
         counters, levels = _count(state.counters, state.levels, loss, row[-1])
