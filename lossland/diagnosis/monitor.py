@@ -112,8 +112,9 @@ def monitor(
         def measure(gradient: Any, taken: Any, advanced: Any) -> jax.Array:
             value, floor = (None, 0.0) if read is None else read(advanced) or (None, 0.0)
             # Behind a barrier, or in a branch, nothing that is measured is fused with what is trained.
-            kept = lax.optimization_barrier((gradient, taken, value)) if every == 1 else (gradient, taken, value)
-            return _measure(loss, *kept, floor)
+            if every == 1:
+                gradient, taken, value = lax.optimization_barrier((gradient, taken, value))
+            return _measure(loss, gradient, taken, value, floor)
 
         if every == 1:
             new_updates, inner_state = inner.update(updates, state.inner, params, **extra)
