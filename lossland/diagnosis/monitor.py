@@ -112,8 +112,9 @@ def monitor(
         def measure(gradient: Any, taken: Any, advanced: Any) -> jax.Array:
             value, floor = (None, 0.0) if read is None else read(advanced) or (None, 0.0)
             # Behind a barrier, or in a branch, nothing that is measured is fused with what is trained.
-            kept = lax.optimization_barrier((gradient, taken, value)) if every == 1 else (gradient, taken, value)
-            return _measure(loss, *kept, floor)
+            if every == 1:
+                gradient, taken, value = lax.optimization_barrier((gradient, taken, value))
+            return _measure(loss, gradient, taken, value, floor)
 
         if every == 1:
             new_updates, inner_state = inner.update(updates, state.inner, params, **extra)
@@ -121,11 +122,11 @@ def monitor(
         else:
             # The branch is given nothing but what lies in memory at every step anyway: the update, which XLA computes
             # while it adds it, is computed again.
-            row = lax.cond(
-                step % every == 0,
-                lambda: measure(updates, *inner.update(updates, state.inner, params, **extra)),
-                lambda: _blank(loss),
-            )
+            def again() -> jax.Array:
+                taken, advanced = inner.update(updates, state.inner, params, **extra)
+                return measure(updates, taken, advanced)
+
+            row = lax.cond(step % every == 0, again, lambda: _blank(loss))
             before = jax.tree.map(functools.partial(_after, row[-1] < 0), state.inner)
             new_updates, inner_state = inner.update(updates, before, params, **extra)
         counters, levels = _count(state.counters, state.levels, loss, row[-1])
