@@ -9,10 +9,10 @@ import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import NullFormatter, NullLocator
+from matplotlib.ticker import NullLocator
 
 from lossland.figures import style
-from lossland.figures.labels import counted, edge_number, head, label_ends, number, settle
+from lossland.figures.labels import counted, edge_number, head, label_ends, number, scale_axis, settle
 
 BLUE, RUST, PLUM, NAVY = style.CURVE_COLORS[:4]
 MARKERS = ("o", "s", "D", "^", "v", "P", "X")
@@ -178,10 +178,12 @@ def _shares(ax: Axes, shares: xr.Dataset) -> None:
         fontsize=style.SMALL, color=style.GREY,
     )  # fmt: skip
     ax.set(
-        xscale="log", xlim=(0.8 * min(rates[0], 2e-4), 1.25 * rates[-1]), ylim=(-3, 148), xlabel="learning rate",
-        ylabel="runs that learn, then get worse (%)", yticks=(0, 25, 50, 75, 100),
-    )  # fmt: skip
-    ax.xaxis.set_minor_formatter(NullFormatter())
+        ylim=(-3, 148),
+        xlabel="learning rate",
+        ylabel="runs that learn, then get worse (%)",
+        yticks=(0, 25, 50, 75, 100),
+    )
+    scale_axis(ax, "x", 0.8 * min(rates[0], 2e-4), 1.25 * rates[-1], log=True)
     ax.legend(loc="upper left", frameon=False, fontsize=style.SMALL, handlelength=2.6, borderaxespad=0, ncols=2)
 
 
@@ -201,8 +203,9 @@ def _progress(ax: Axes, progress: xr.Dataset) -> None:
             x, 100 * row["share"].values[known], color=shades[index], linestyle=style.CURVE_STYLES[index % 5],
             marker=MARKERS[index % 7], markevery=3, markersize=3, linewidth=1, label=number(rate),
         )  # fmt: skip
+    scale_axis(ax, "x", 0.9 * float(progress["progress"][0]), 1.1 * float(progress["progress"][-1]), log=True)
     ax.set(
-        xscale="log", xlabel="learning rate × steps", ylabel="runs that have got worse (%)", ylim=(-3, 103),
+        xlabel="learning rate × steps", ylabel="runs that have got worse (%)", ylim=(-3, 103),
         yticks=(0, 25, 50, 75, 100),
     )  # fmt: skip
     ax.legend(

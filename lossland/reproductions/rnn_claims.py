@@ -255,9 +255,9 @@ def _decays(found: Results, arms: xr.Dataset) -> Claim:
 
 
 def _delayed(found: Results) -> tuple[float, Estimate]:
-    """(progress, share at the lowest rate less that at the lowest rate of the map that got as far, at equal rate x
-    steps and from the same seeds)."""
-    rate = min(found.slow)
+    """(progress, share at the slow rate less that at the lowest rate of the map that got as far, at equal rate x steps
+    and from the same seeds)."""
+    rate = _slow_rate(found)
     one = found.slow[rate]
     progress = rate * float(one["step"][-1])
     shapes = at_equal_progress(found.runs, progress)
@@ -267,10 +267,15 @@ def _delayed(found: Results) -> tuple[float, Estimate]:
     return progress, difference(reported_shape(one)["shape"], other)
 
 
+def _slow_rate(found: Results) -> float:
+    """The rate below the map with the most seeds, the lowest of several."""
+    return max(found.slow, key=lambda rate: (found.slow[rate].sizes["seed"], -rate))
+
+
 def _delay(found: Results) -> Claim:
-    """Supported where at equal rate x steps the lowest rate shows the shape no less often, within the margin; refuted
+    """Supported where at equal rate x steps the slow rate shows the shape no less often, within the margin; refuted
     where it does less often."""
-    rate = min(found.slow)
+    rate = _slow_rate(found)
     at = reported_shape(found.slow[rate])
     progress, less = _delayed(found)
     against = min(at_equal_progress(found.runs, progress))

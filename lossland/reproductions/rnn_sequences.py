@@ -71,7 +71,7 @@ FULL = Size(
     arms=(16, 240),
     drops=(16, 12),
     labels=((1.1, 56), (1.5, 24)),
-    slow=((REPORTED_RATE, 16, 6000), (2 * REPORTED_RATE, 12, 3000)),
+    slow=((REPORTED_RATE, 12, 6000), (2 * REPORTED_RATE, 64, 3000)),
     wide=((64, doubling(2, 4), 8, 480), (128, doubling(3, 3), 8, 240)),
 )  # fmt: skip
 ACCELERATOR = Size(
