@@ -24,6 +24,8 @@ LAGS = 40.0
 """g^2 / v from which, below the threshold, a step is put down to a second moment that lags its gradient."""
 EXPLODES = 30.0
 """Gradient norm in the rise over its median before."""
+ROUNDING = -float(np.log(np.finfo(np.float32).eps))
+"""Growth, as a logarithm, that takes the rounding of float32 to 1."""
 UNPROVED = 0.5
 """Confidence in a cause that only a replay can tell from others, without one."""
 
@@ -267,9 +269,11 @@ def _threshold(seen: Observation, rise: Rise) -> Verdict | None:
 
 
 def _above_until(seen: Observation, step: int) -> bool:
-    """Whether no ratio to the threshold below 1 was measured up to a step: nothing sharpened to it from below."""
+    """Whether the start's own instability may still be at work: no ratio below 1 was measured up to a step, and a mode
+    that grows by |1 - 2 ratio| a step, as under gradient descent, has had no time to grow from rounding to 1 twice."""
     early = (seen.ratio_step <= step) & np.isfinite(seen.ratio)
-    return bool(np.all(seen.ratio[early] >= 1))
+    growth = np.log(max(2 * seen.first_ratio - 1, 1 + 1e-3))
+    return bool(np.all(seen.ratio[early] >= 1)) and step <= max(BEFORE, 2 * ROUNDING / growth)
 
 
 def _below(seen: Observation, rise: Rise) -> Verdict | None:

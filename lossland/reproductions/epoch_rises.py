@@ -121,7 +121,7 @@ def split_rises(
     states = states_of(runs, owner, length * epoch)
     count, both = printed.sum(1), (printed & full).sum(1)
     stays = np.zeros(0, bool)
-    extra = {name: np.zeros(0) for name in ("first_step_rise", "short_step_rise", "ratio")}
+    extra: dict[str, np.ndarray] = {name: np.zeros(0) for name in ("first_step_rise", "short_step_rise", "ratio")}
     if states.sizes["state"]:
         rate = float(optimizer.arguments["learning_rate"])
         arms = {"full batch": {}, SHORT: {"learning_rate": rate / 100}}
@@ -287,7 +287,11 @@ def _steps_of(problem: Problem, optimizer: Optimizer, num_classes: int) -> Any:
         return lax.map(change, jnp.array([False, True]))
 
     def all_of(params: Any, opt_state: Any, draws: jax.Array, data: Any) -> jax.Array:
-        return lax.map(lambda own: lax.map(lambda chosen: one(*own, chosen, data), draws), (params, opt_state))
+        def of_state(state: tuple[Any, Any]) -> jax.Array:
+            own_params, own_opt_state = state
+            return lax.map(lambda chosen: one(own_params, own_opt_state, chosen, data), draws)
+
+        return lax.map(of_state, (params, opt_state))
 
     return jax.jit(all_of)
 

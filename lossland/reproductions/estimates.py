@@ -23,7 +23,7 @@ class Estimate(NamedTuple):
         return f"{self.value:.3g} [{self.low:.3g}, {self.high:.3g}]"
 
     @property
-    def numbers(self) -> dict[str, float]:
+    def numbers(self) -> dict[str, Any]:
         """Arguments of `Claim`."""
         return {"value": self.value, "low": self.low, "high": self.high}
 

@@ -108,7 +108,8 @@ def measure(
     if not fast:
         regular = keras_lstm(dropout=DROPOUT, batch_norm=True)
         beside[f"dropout {DROPOUT}, batch normalisation"] = _coarse(regular, size.seeds, size.dropout_epochs)
-    shares = {"batches of 32": (rise_shares(epochs["printed"]),) * 2}
+    printed = rise_shares(epochs["printed"])
+    shares = {"batches of 32": (printed, printed)}
     for setting, one in beside.items():
         # Other batch sizes and the large network learn within other numbers of epochs: theirs against the whole run.
         own = setting.startswith(("dropout", "last batch"))

@@ -121,7 +121,8 @@ def measure(folder: Path, fast: bool, table: dict[str, Any]) -> tuple[dict[str, 
         "wrong_gradient_relative_error": error,
         "wrong_gradient_ends_higher": float((gentle[1]["loss"] > gentle[0]["loss"]).isel(step=-1).mean()),
     }
-    settled = claims(Results(runs, scaled, *steep, names, error))
+    right, wrong = steep
+    settled = claims(Results(runs, scaled, right, wrong, names, error))
     numbers |= {f"claim_{claim.letter}": claim.verdict for claim in settled if f"claim_{claim.letter}" in table}
     paths = figures.save(first_step_figure(rose, at_start), folder / "first_step")
     for name, figure in (

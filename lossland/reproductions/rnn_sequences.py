@@ -173,8 +173,8 @@ def _checks(problem: Problem, size: Size, kept: Path) -> dict[str, xr.Dataset]:
     if size.other_data:
         other = rnn_sequences(size.hidden, count, noise=0.3, seed=1)
         checks["other data"] = reported_shape(train(other, *size.other_data, out=kept / "other_data"))
-    for hidden, *grid in size.wide:
-        wide = train(rnn_sequences(hidden, count), *grid, out=kept / f"hidden_{hidden}")
+    for hidden, rates, seeds, num_steps in size.wide:
+        wide = train(rnn_sequences(hidden, count), rates, seeds, num_steps, out=kept / f"hidden_{hidden}")
         checks[f"{hidden} units"] = reported_shape(wide)
     return checks
 

@@ -129,6 +129,15 @@ class TestDecisions:
         between = seen.changed(ratio_step=steps, ratio=np.array([1.9, 1.9, 0.5, 1.1, 1.2, 0.3, 0.2]))
         assert decide(between).cause is Cause.edge_of_stability
 
+    def test_a_rise_long_after_a_start_at_the_threshold_is_the_edge(self):
+        """bumped() rises after 99 steps; rounding grows to 1 twice within 32 / ln(2 ratio - 1) steps of the start."""
+        seen = observation(bumped())
+        steps = np.array([0.0, 50, 98, 99, 199])
+        soon = seen.changed(ratio_step=steps, ratio=np.array([1.05, 1.02, 1.02, 1.05, 0.9]))
+        assert decide(soon).cause is Cause.catapult
+        late = seen.changed(ratio_step=steps, ratio=np.array([1.5, 1.02, 1.02, 1.05, 0.9]))
+        assert decide(late).cause is Cause.edge_of_stability
+
     def test_noise_is_told_apart_by_who_makes_it(self):
         seen = with_ratio(bumped(), 0.1, batch_size=2, num_examples=60, noise_ratio=5.0)
         assert decide(seen).cause is Cause.minibatch_noise
