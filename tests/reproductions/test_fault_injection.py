@@ -31,7 +31,7 @@ def test_runs_are_counted_by_list_unknown_is_neither_right_nor_wrong():
     groups = [
         found("edge_gd", edge, edge, none, jump),
         found("edge_surface", edge, none),
-        found("edge_chebyshev", jump, edge, edge),
+        found("schedule_ramp", edge, jump, jump),
         found("healthy_quadratic", Cause.healthy, Cause.healthy, seen=CALM),
     ]
     counts = counted(groups)
@@ -60,7 +60,6 @@ def test_a_fault_that_did_not_show_is_not_counted():
 def test_lists_are_apart_and_tuning_seeds_are_not_reported():
     assert len(BY_NAME) == len(SCENARIOS)
     assert set(FAST) <= set(BY_NAME)
-    assert len(LATER) >= 6
-    assert {scenario.held_out for scenario in LATER} == {2}
+    assert sum(scenario.held_out == 2 for scenario in LATER) >= 6
     assert not set(TUNING) & set(HELD_OUT_SEEDS)
     assert sum(scenario.cause is not Cause.healthy for scenario in SCENARIOS) >= 16
