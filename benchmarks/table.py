@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 RESULTS = Path(__file__).parent / "results"
-THREADS = "two threads are worth 1.4 to 1.5 of one on this machine, whose cores are shared"
+THREADS = "two threads are worth 1.4 to 1.5 of one on this machine, whose cores are shared (measured on T2)"
+LIKELY = "likely as in T2, where two threads are worth 1.4 to 1.5 of one; not measured for this work"
 SMALL_STEPS = (
     "counting rises, keeping peaks and stopping runs that died take 0.85 of the 2.3 µs of a step of a problem of two "
     "parameters; the naive way does none of it"
@@ -89,14 +90,14 @@ ROWS = (
     Row("sweeps", "T2: over eager PyTorch", _against("T2", "eager PyTorch"), 6),
     Row("sweeps", "T2: time with every step recorded", _recorded("T2"), most=1.1),
     Row("sweeps", "T3, the same with Adam: of the peak", _peak("T3"), 55, unit="%"),
-    Row("sweeps", "T3: over the whole grid vmapped", _naive("T3"), 2.5, reason=THREADS),
+    Row("sweeps", "T3: over the whole grid vmapped", _naive("T3"), 2.5, reason=LIKELY),
     Row("sweeps", "T3: time with every step recorded", _recorded("T3"), most=1.1),
-    Row("sweeps", "T4, LSTM: over the whole grid vmapped", _naive("T4"), 2.5, reason=THREADS),
+    Row("sweeps", "T4, LSTM: over the whole grid vmapped", _naive("T4"), 2.5, reason=LIKELY),
     Row("sweeps", "T4: over eager PyTorch", _against("T4", "eager PyTorch"), 2),
     Row("sweeps", "unmodified flax and optax: of the peak", _peak("flax"), 50, unit="%"),
     Row("sweeps", "unmodified flax and optax: over its own vmap", _naive("flax"), 2.2),
     Row("sweeps", "networks 8 wide: over the whole grid vmapped", _naive("8 wide"), 3,
-        reason="steps this small are overhead, not products (8 % of the peak); and " + THREADS),
+        reason="steps this small are overhead, not products (8 % of the peak); " + LIKELY),
     Row("sweeps", "networks 512 wide: of the peak", _peak("512 wide"), 75, unit="%", reason=PRODUCTS),
     Row("sweeps", "early stop: time over the share of run-steps alive", _of("sweeps", "early_stop", "over_share"),
         most=1.1),
@@ -121,15 +122,15 @@ ROWS = (
     Row("curvature", "301,066: sharpness every 10 steps over training, warm", _curvature(
         "b", "every_10_steps_over_training", "warm"), most=1),
     Row("curvature", "256 runs: over vmapped matfree", _many("matfree 16, vmapped"), 3,
-        reason="11.3 products on average against its fixed 16, which was chosen knowing the answer; " + THREADS),
-    Row("curvature", "256 runs: over SciPy's eigsh in a loop", _many("scipy eigsh in a loop"), 4, reason=THREADS),
+        reason="11.3 products on average against its fixed 16, which was chosen knowing the answer; " + LIKELY),
+    Row("curvature", "256 runs: over SciPy's eigsh in a loop", _many("scipy eigsh in a loop"), 4, reason=LIKELY),
     Row("curvature", "256 runs: over curvlinops", _many("curvlinops + eigsh in a loop"), 10),
     Row("curvature", "256 runs: largest relative error", _curvature("c", "ours, mapped", "largest_relative_error"),
         most=1e-5, unit=""),
     Row("curvature", "float64: relative error of the top", _curvature("dense", "float64", "top_relative_error"),
         most=1e-7, unit=""),
     Row("curvature", "17,226: compile", _curvature("a", "rows", "ours cold", "compile_seconds"), most=1.5, unit="s",
-        reason="measured on two cores shared with other work; the solver's loop is compiled with the network inside"),
+        reason="the solver's loop is compiled with the network inside; not looked into further"),
     Row("imports", "`import lossland` over `import jax, optax`", _of("imports", "imports", "import lossland", "ratio"),
         most=1.2),
     Row("imports", "`lossland --help`, processor time", _of("imports", "imports", "lossland --help", "seconds"), most=1,
