@@ -188,7 +188,8 @@ NUMBERS = Rule(
     lambda value: isinstance(value, jax.core.Tracer) or (_holds_numbers(value) and bool(np.isfinite(value).all())),
 )
 NUMERIC = Rule(
-    "a number or an array of numbers", lambda value: isinstance(value, jax.core.Tracer) or _holds_numbers(value)
+    "a number or an array of numbers",
+    lambda value: isinstance(value, jax.core.Tracer) or _holds_numbers(value) or _is_empty(value),
 )
 ARRAY = Rule(
     "an array of real numbers with at least one axis", lambda value: _is_real_leaf(value) and bool(np.shape(value))
@@ -199,6 +200,8 @@ TREE = Rule(
 )
 KEY = Rule("a key, such as jax.random.key(0)", lambda value: _is_key(value))
 SEEDS = either(count(1, 2**24), several(count(0)))
+WIDTHS = either(count(1, MOST_UNITS), several(count(1, MOST_UNITS), 0))
+"""Units of one hidden layer, or of each."""
 DRAWABLE = Rule("an Axes of matplotlib", lambda value: callable(getattr(value, "pcolormesh", None)))
 OPTIMIZER = Rule(
     "an optax factory such as optax.sgd, an optax transformation or an ll.Optimizer",
@@ -237,6 +240,11 @@ def _holds_numbers(value: Any) -> bool:
     if isinstance(value, (str, bytes, Mapping, set, frozenset)) or value is None:
         return False
     return np.asarray(value).dtype.kind in "fiu" and np.asarray(value).size > 0
+
+
+def _is_empty(value: Any) -> bool:
+    """Whether a value is an array without elements: where nothing happened, nothing is computed."""
+    return isinstance(value, (np.ndarray, jax.Array)) and value.size == 0 and value.dtype.kind in "fiu"
 
 
 def _is_real_leaf(value: Any) -> bool:

@@ -171,7 +171,7 @@ class TestBadInput:
             ({"direction": {"x": jnp.ones(2)}}, "direction: number 0: expected a pytree like the parameters"),
             ({"direction": {"x": jnp.zeros(3)}}, "direction: number 0: it is zero"),
             ({"direction": {"x": jnp.array([1.0, np.nan, 0.0])}}, "direction: number 0: expected finite"),
-            ({"extent": -1.0}, "extent: expected a positive"),
+            ({"extent": -1.0}, "extent: expected a finite number above 0"),
             ({"num_points": 1}, "num_points: expected"),
             ({"batch_size": 0}, "batch_size: expected"),
         ],

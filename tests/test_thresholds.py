@@ -600,7 +600,7 @@ REFUSED = {
     "built": (optax.sgd(0.1), {"momentum": 0.9}, r"got momentum for an optimizer that is built already"),
     "not_finite": (optax.sgd, {"learning_rate": np.nan}, r"learning_rate must be finite, got nan"),
     "infinite": (optax.sgd, {"learning_rate": 0.1, "momentum": np.inf}, r"momentum must be finite, got inf"),
-    "no_optimizer": (3, {}, r"expected an optax factory or an optax.GradientTransformation, got 3"),
+    "no_optimizer": (3, {}, r"optimizer: expected an optax factory such as optax.sgd, .* got 3"),
     "no_transformation": (lambda: 3, {}, r"expected to return an optax.GradientTransformation, got 3"),
     "step": (
         optax.sgd,

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from lossland.arguments import ARRAY, MOST_EXAMPLES, MOST_UNITS, count, expects, optional, several
+from lossland.arguments import ARRAY, MOST_EXAMPLES, MOST_UNITS, WIDTHS, count, expects, optional
 from lossland.problems.networks import (
     Activation,
     Loss,
@@ -24,7 +24,7 @@ from lossland.problems.networks import (
 from lossland.problems.problem import Problem
 
 
-@expects(widths=several(count(1, MOST_UNITS), 0), num_examples=optional(count(1, MOST_EXAMPLES)), seed=count(0))
+@expects(widths=WIDTHS, num_examples=optional(count(1, MOST_EXAMPLES)), seed=count(0))
 def digits(
     widths: Sequence[int] = (64,),
     activation: str | Activation = "tanh",
@@ -88,7 +88,7 @@ def digit_rows(
     return with_scale(problem)
 
 
-@expects(widths=several(count(1, MOST_UNITS), 0), num_examples=optional(count(1, MOST_EXAMPLES)), seed=count(0))
+@expects(widths=WIDTHS, num_examples=optional(count(1, MOST_EXAMPLES)), seed=count(0))
 def breast_cancer(
     widths: Sequence[int] = (64,),
     activation: str | Activation = "tanh",

@@ -16,7 +16,7 @@ import numpy as np
 import optax
 from flax import linen as nn
 
-from lossland.arguments import ARRAY, FLAG, MOST_UNITS, TEXT, a, count, expects, several
+from lossland.arguments import ARRAY, FLAG, TEXT, WIDTHS, a, expects
 from lossland.problems.problem import Params, Problem
 
 Activation = Callable[[jax.Array], jax.Array]
@@ -142,9 +142,7 @@ def with_scale(problem: Problem) -> Problem:
     return replace(problem, init=init)
 
 
-@expects(
-    inputs=ARRAY, targets=ARRAY, widths=several(count(1, MOST_UNITS), 0), use_bias=FLAG, name=TEXT, description=TEXT
-)
+@expects(inputs=ARRAY, targets=ARRAY, widths=WIDTHS, use_bias=FLAG, name=TEXT, description=TEXT)
 def mlp_regression(
     inputs: Any,
     targets: Any,
@@ -174,7 +172,7 @@ def mlp_regression(
     return with_scale(Problem.from_flax(module, _half_squared_error, data, name=name, description=description))
 
 
-@expects(inputs=ARRAY, labels=ARRAY, widths=several(count(1, MOST_UNITS), 0), name=TEXT, description=TEXT)
+@expects(inputs=ARRAY, labels=ARRAY, widths=WIDTHS, name=TEXT, description=TEXT)
 def mlp_classification(
     inputs: Any,
     labels: Any,

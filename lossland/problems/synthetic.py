@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lossland.arguments import MOST_EXAMPLES, MOST_UNITS, NUMBERS, count, expects, number, several
+from lossland.arguments import MOST_EXAMPLES, MOST_UNITS, NUMBERS, WIDTHS, count, expects, number, several
 from lossland.problems.networks import Activation, Loss, mlp_classification, mlp_regression
 from lossland.problems.problem import Batch, Params, Problem
 
@@ -166,7 +166,7 @@ def deep_linear(dimension: int = 8, depth: int = 3, num_examples: int = 32, seed
     )
 
 
-@expects(degree=count(0, 2**10), num_examples=count(1, MOST_EXAMPLES), widths=several(count(1, MOST_UNITS), 0))
+@expects(degree=count(0, 2**10), num_examples=count(1, MOST_EXAMPLES), widths=WIDTHS)
 def chebyshev(
     degree: int = 5,
     num_examples: int = 20,
@@ -194,9 +194,7 @@ def chebyshev(
     )
 
 
-@expects(
-    num_examples=count(1, MOST_EXAMPLES), noise=number(least=0), seed=count(0), widths=several(count(1, MOST_UNITS), 0)
-)
+@expects(num_examples=count(1, MOST_EXAMPLES), noise=number(least=0), seed=count(0), widths=WIDTHS)
 def moons(
     num_examples: int = 400,
     noise: float = 0.2,
@@ -221,7 +219,7 @@ def moons(
     centres=NUMBERS,
     deviation=number(least=0),
     seed=count(0),
-    widths=several(count(1, MOST_UNITS), 0),
+    widths=WIDTHS,
 )
 def blobs(
     num_examples: int = 400,
@@ -248,7 +246,7 @@ def blobs(
     num_arms=count(),
     noise=number(least=0),
     seed=count(0),
-    widths=several(count(1, MOST_UNITS), 0),
+    widths=WIDTHS,
 )
 def spirals(
     num_examples: int = 300,

@@ -80,7 +80,7 @@ class _Trend(NamedTuple):
 
 
 @expects(
-    runs=dataset("loss"),
+    runs=dataset(),
     at=optional(NUMBERS),
     horizon=number(above=0),
     window=number(above=0),

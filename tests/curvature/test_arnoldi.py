@@ -74,7 +74,7 @@ def test_what_is_not_finite_is_not_converged(x64):
 
 def test_bad_input_is_refused_by_name():
     start = jnp.ones(3)
-    with pytest.raises(ValueError, match=r"target: expected 'largest' or 'oscillating', got 'smallest'"):
+    with pytest.raises(ValueError, match=r"target: expected one of largest, oscillating, got 'smallest'"):
         outermost_eigenpair(lambda v: v, lambda v: v, start, target="smallest")
     with pytest.raises(ValueError, match="num_vectors"):
         outermost_eigenpair(lambda v: v, lambda v: v, start, num_vectors=0)

@@ -425,11 +425,11 @@ def test_errors_name_what_is_wrong():
 
     with pytest.raises(ValueError, match=r"k: expected 1 <= k <= 50, the number of parameters, got 51"):
         curvature.top_eigenpairs(product, like=like, k=51)
-    with pytest.raises(ValueError, match=r"k: expected 1 <= k .* got 0"):
+    with pytest.raises(ValueError, match=r"k: expected an integer of at least 1, got 0"):
         curvature.top_eigenpairs(product, like=like, k=0)
     with pytest.raises(ValueError, match=r"num_vectors: expected at least 16 for k = 4, got 4; raise it or lower k"):
         curvature.lowest_eigenpairs(product, like=like, k=4, num_vectors=4)
-    with pytest.raises(ValueError, match=r"tol: expected a number > 0, got 0"):
+    with pytest.raises(ValueError, match=r"tol: expected a finite number above 0, got 0"):
         curvature.top_eigenpairs(product, like=like, k=2, tol=0)
     with pytest.raises(ValueError, match=r"start: expected a pytree like `like`, 50 numbers of float32, got 3"):
         curvature.top_eigenpairs(product, like=like, start=jnp.ones(3))

@@ -261,8 +261,8 @@ def test_memory_of_the_basis_is_bounded():
     [
         (np.ones((2, 3), np.float32), {}, r"start: expected a vector.*got shape \(2, 3\); flatten"),
         (np.ones(3, np.int32), {}, r"start: expected real floats, got int32; cast"),
-        (np.ones(3, np.float32), {"tol": 0.0}, r"tol: expected a number > 0, got 0.0"),
-        (np.ones(3, np.float32), {"max_matvecs": 0}, r"max_matvecs: expected a number > 0, got 0"),
+        (np.ones(3, np.float32), {"tol": 0.0}, r"tol: expected a finite number above 0, got 0.0"),
+        (np.ones(3, np.float32), {"max_matvecs": 0}, r"max_matvecs: expected an integer of at least 1, got 0"),
     ],
 )
 def test_errors_name_what_is_wrong(start, options, message):

@@ -160,7 +160,7 @@ def test_chunks_explain_what_is_wrong():
 
     with pytest.raises(ValueError, match=r"reduction: expected 'mean' or 'sum'.*got 'average'"):
         curvature.in_chunks(build, np.ones(3), chunk_size=1, reduction="average")  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match=r"chunk_size: expected at least one example, got 0"):
+    with pytest.raises(ValueError, match=r"chunk_size: expected an integer of at least 1, got 0"):
         curvature.in_chunks(build, np.ones(3), chunk_size=0, reduction="mean")
     with pytest.raises(ValueError, match=r"data: .*got first axes \[\(3,\), \(4,\)\]"):
         curvature.in_chunks(build, (np.ones(3), np.ones(4)), chunk_size=1, reduction="mean")

@@ -104,7 +104,7 @@ class TestErrors:
             ll.explain(runs.isel(learning_rate=0, seed=0), linear_regression(10), optax.sgd)
 
     def test_what_is_no_run_is_refused(self):
-        with pytest.raises(ValueError, match=r"dataset that ll\.run returns"):
+        with pytest.raises(ValueError, match=r"Dataset .*that ll\.run returns"):
             ll.explain([1.0, 2.0])  # pyright: ignore[reportArgumentType]
 
     @pytest.mark.parametrize(

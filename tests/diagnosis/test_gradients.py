@@ -93,6 +93,7 @@ def test_usual_mistakes_are_recognised(name):
     assert words in {one.name: one for one in check.leaves}[leaf].pattern
 
 
+@pytest.mark.long
 def test_random_right_gradients_are_never_called_wrong():
     """200 random networks, half of them with a relu: no false alarm."""
     wrong = []

@@ -269,8 +269,8 @@ def test_states_inside_others_are_found():
     [
         (lambda: ll.monitor(optax.adam), r"optax\.adam\(1e-3\).*learning_rate"),
         (lambda: ll.monitor(3), r"optimizer: expected an optax factory"),
-        (lambda: ll.monitor(optax.sgd(1.0), window=1), r"window: expected an integer of at least 2, got 1"),
-        (lambda: ll.monitor(optax.sgd(1.0), every=0), r"every: expected an integer of at least 1, got 0"),
+        (lambda: ll.monitor(optax.sgd(1.0), window=1), r"window: expected an integer of at least 2 .*got 1"),
+        (lambda: ll.monitor(optax.sgd(1.0), every=0), r"every: expected an integer of at least 1 .*got 0"),
         (lambda: ll.monitor(optax.sgd(1.0), every=3), r"every: expected a power of two, got 3; the next is 4"),
         (
             lambda: ll.monitor(optax.sgd(1.0), history=100),

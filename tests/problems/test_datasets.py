@@ -77,7 +77,7 @@ def test_subsampled_data_are_rows_of_the_table():
 
 @pytest.mark.parametrize("num_examples", [0, -3, 1798])
 def test_impossible_subsamples_are_refused(num_examples):
-    with pytest.raises(ValueError, match=rf"num_examples: expected 1 to 1797, got {num_examples}"):
+    with pytest.raises(ValueError, match=rf"num_examples: expected .* got {num_examples}"):
         datasets.digits(num_examples=num_examples)
 
 

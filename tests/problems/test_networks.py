@@ -151,8 +151,8 @@ def test_scale_multiplies_weights_and_leaves_biases_alone():
     [
         ({"activation": "swish2"}, r"activation: .*tanh, relu.*'swish2'"),
         ({"loss": "hinge"}, r"loss: expected one of cross_entropy, mse, got 'hinge'"),
-        ({"widths": (3, 0)}, r"widths: expected positive integers.*\(3, 0\)"),
-        ({"widths": (3, 2.5)}, r"widths: expected positive integers"),
+        ({"widths": (3, 0)}, r"widths: expected an integer of at least 1 .*\(3, 0\)"),
+        ({"widths": (3, 2.5)}, r"widths: expected an integer of at least 1"),
         ({"labels": LABELS * 1.0}, r"labels: expected a vector of integers from 0, got dtype float64"),
         ({"labels": LABELS - 1}, r"labels: expected a vector of integers from 0"),
         ({"labels": LABELS[:, None]}, r"labels: .*shape \(5, 1\)"),

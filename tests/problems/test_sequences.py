@@ -67,9 +67,9 @@ class TestData:
         ("options", "words"),
         [
             ({"num_sequences": 6}, "num_sequences: expected a positive multiple of 4, got 6"),
-            ({"length": 0}, "length: expected at least one"),
-            ({"noise": -1.0}, "noise: expected a standard deviation"),
-            ({"hidden": 0}, "hidden: expected at least one"),
+            ({"length": 0}, "length: expected an integer of at least 1"),
+            ({"noise": -1.0}, "noise: expected a finite number of at least 0"),
+            ({"hidden": 0}, "hidden: expected an integer of at least 1"),
             ({"gradient": "wrong"}, "gradient: expected one of autodiff, fused, got 'wrong'"),
             ({"excess": "all"}, "excess: expected one of next, every, got 'all'"),
         ],

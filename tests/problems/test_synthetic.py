@@ -143,16 +143,16 @@ def test_noise_has_the_deviation_it_was_asked_for(noise):
 @pytest.mark.parametrize(
     ("build", "message"),
     [
-        (lambda: synthetic.quadratic([]), r"eigenvalues: expected a non-empty list"),
+        (lambda: synthetic.quadratic([]), r"eigenvalues: expected a list of at least 1"),
         (lambda: synthetic.quadratic([1.0, np.nan]), r"eigenvalues: .*finite"),
-        (lambda: synthetic.quadratic(3.0), r"eigenvalues: expected a non-empty list"),
-        (lambda: synthetic.uv_model(0), r"width: expected at least 1, got 0"),
+        (lambda: synthetic.quadratic(3.0), r"eigenvalues: expected a list of at least 1"),
+        (lambda: synthetic.uv_model(0), r"width: expected an integer of at least 1 .*got 0"),
         (lambda: synthetic.deep_linear(dimension=8, num_examples=8), r"num_examples > dimension.*num_examples 8"),
-        (lambda: synthetic.deep_linear(depth=0), r"depth 0"),
-        (lambda: synthetic.chebyshev(degree=-1), r"degree >= 0.*degree -1"),
+        (lambda: synthetic.deep_linear(depth=0), r"depth: .*got 0"),
+        (lambda: synthetic.chebyshev(degree=-1), r"degree: expected an integer of at least 0 .*got -1"),
         (lambda: synthetic.moons(num_examples=1), r"num_examples: .*each of 2 classes, got 1"),
         (lambda: synthetic.moons(noise=-0.1), r"noise: .*got -0.1"),
-        (lambda: synthetic.spirals(num_arms=0), r"each of 0 classes"),
+        (lambda: synthetic.spirals(num_arms=0), r"num_arms: expected an integer of at least 1, got 0"),
         (lambda: synthetic.blobs(centres=[1.0, 2.0]), r"centres: expected a table.*\(2,\)"),
     ],
 )

@@ -174,6 +174,7 @@ class TestCourse:
         )
         assert course_claims.both_fall(runs).tolist() == [0.5]
 
+    @pytest.mark.slow
     def test_samplers_meet_what_they_should(self):
         assert (distinct_examples("shuffled", 1, 2) == 400).all()
         drawn = distinct_examples("with_replacement", 2, 2)
@@ -216,6 +217,7 @@ class TestLinear:
     def test_other_numbers_give_another_verdict(self, letter, changed, verdict):
         assert settle(linear_claims, self.found(**changed))[letter].verdict == verdict
 
+    @pytest.mark.slow
     def test_the_error_grows_along_one_eigenvector_as_its_eigenvalue_says(self):
         growth, above, without = linear_claims._modes()
         top = float(sharpness_of(20))

@@ -181,10 +181,10 @@ class TestForecast:
             ("b2: expected an axis .* pass b2=", runs, {"b2": None}),
             ("b2: expected 0 < b2 < 1, got 2", runs, {"b2": 2.0}),
             ("at: expected a step.* first record 10, got 3", runs.sel(step=slice(10, None)), {"at": 3}),
-            ("horizon: expected a positive", runs, {"horizon": 0}),
-            ("window: expected a positive", runs, {"window": -1}),
-            ("coverage: expected a probability", runs, {"coverage": 1.0}),
-            ("visible: expected a factor above 1", runs, {"visible": 1.0}),
+            ("horizon: expected a finite number above 0", runs, {"horizon": 0}),
+            ("window: expected a finite number above 0", runs, {"window": -1}),
+            ("coverage: expected a finite number above 0", runs, {"coverage": 1.0}),
+            ("visible: expected a finite number above 1", runs, {"visible": 1.0}),
         ):
             with pytest.raises(ValueError, match=message):
                 ll.forecast(changed, **{"b1": B1, "b2": B2} | arguments)
@@ -290,7 +290,13 @@ class TestScores:
             ("tuning_seeds: expected some of the seeds", flat, events(), [99], {}),
             ("found: expected the coordinates", flat, events().drop_vars("seed"), [0], {}),
             ("lead: expected 0 <= lead < within", flat, events(), [0], {"lead": 200}),
-            ("false_alarms: expected a rate", flat, events(), [0], {"false_alarms": 1.0}),
+            (
+                "false_alarms: expected a finite number of at least 0 and below 1",
+                flat,
+                events(),
+                [0],
+                {"false_alarms": 1.0},
+            ),
             ("scored seeds hold no spike", flat, events().isel(spike=slice(0, 2)), [0], {}),
         ):
             with pytest.raises(ValueError, match=message):

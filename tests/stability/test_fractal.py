@@ -129,9 +129,9 @@ class TestZoom:
         row, column = richest(cells)
         assert (row, column) in {(i, j) for i in range(40, 48) for j in range(40, 48)}
 
-    @pytest.mark.parametrize(("frames", "factor"), [(0, 2.0), (3, 1.0)])
-    def test_bad_input_is_named(self, frames, factor):
-        with pytest.raises(ValueError, match="num_frames"):
+    @pytest.mark.parametrize(("frames", "factor", "name"), [(0, 2.0, "num_frames"), (3, 1.0, "factor")])
+    def test_bad_input_is_named(self, frames, factor, name):
+        with pytest.raises(ValueError, match=f"{name}: expected"):
             next(zoom(self.draw, Plane(Axis("x", 1, 2), Axis("y", 1, 2)), frames, factor))
 
 

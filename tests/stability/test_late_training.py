@@ -134,6 +134,7 @@ def test_the_map_says_what_the_recorded_curves_say(tmp_path):
 
 
 class TestForgetting:
+    @pytest.mark.long
     def test_the_wait_is_the_root_of_the_dense_eigenvalue_with_the_second_moment_forgotten(self, x64):
         problem, rate, n = network_problem(width=3, num_examples=7), 1e-2, 40
         params = jax.tree.map(lambda leaf: leaf.astype(jnp.float64), problem.init(jax.random.key(1)))

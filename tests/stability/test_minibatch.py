@@ -196,6 +196,7 @@ class TestSimulation:
             spread = 4 * values.std(ddof=1) / np.sqrt(len(values)) + 2e-3  # four errors, and the end of the burn-in
             assert values.mean() == pytest.approx(np.log(certificate.growth(rate)), abs=spread)
 
+    @pytest.mark.long
     def test_typical_runs_decay_where_the_second_moment_grows(self):
         """A mean over independent runs misses the rare ones that carry it: what the selection is for."""
         problem, rate = weighted([0.5] * 9 + [10.0]), 0.312

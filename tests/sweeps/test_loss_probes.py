@@ -167,7 +167,7 @@ class TestFollow:
     @pytest.mark.parametrize(
         ("functions", "words"),
         [
-            ({"follow": 3}, r"p: follow: expected a function of \(memory, step, loss\), got int"),
+            ({"follow": 3}, r"p: follow: expected a function, or None, got 3"),
             ({"follow": lambda memory, loss: memory}, r"p: follow: expected a function of \(memory, step, loss\): too"),
             ({"begin": lambda params: params}, r"p: begin: expected a function of \(problem, params\): too many"),
             ({"measure": lambda problem, optimizer, state: 0.0}, r"p: measure: .*state, memory, any_lane\): too many"),

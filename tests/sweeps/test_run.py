@@ -198,7 +198,7 @@ class TestBits:
         sweep = ll.Sweep({"learning_rate": rates}, seeds, num_steps=50, every=10, lane_width=width)
         return ll.run(problem_named(name), optax.sgd, sweep, probes=probes, **options)
 
-    @pytest.mark.parametrize("width", [1, 4, 16])
+    @pytest.mark.parametrize("width", [1, 4, pytest.param(16, marks=pytest.mark.long)])
     def test_permuting_extending_and_taking_apart(self, width):
         whole = self.run(width)
         assert (whole["status"] == ll.Outcome.diverged).any()  # NaN-producing neighbours are part of the grid
@@ -216,7 +216,7 @@ class TestBits:
         assert (wild["status"].sel(learning_rate=[1e3, 1e30]) == ll.Outcome.diverged).all()
         assert_same_bits(wild.sel(learning_rate=[0.01, 0.02]), calm)
 
-    @pytest.mark.parametrize("width", [1, 16])
+    @pytest.mark.parametrize("width", [1, pytest.param(16, marks=pytest.mark.long)])
     def test_extra_probes(self, width):
         def mine(problem, optimizer, state):
             return jnp.vdot(state.gradient[0]["w"], state.params[0]["w"])
@@ -287,7 +287,7 @@ class TestInput:
             (optax.adam, {"learning_rate": [0.1], "momentum": [0.9]}, ["'momentum'", "b1"]),
             (ll.Optimizer(optax.sgd, learning_rate=0.1), {"learning_rate": [0.1]}, ["both fixed", "learning_rate"]),
             (optax.warmup_constant_schedule, {"learning_rate": [0.1]}, ["'learning_rate'"]),
-            (3, {"learning_rate": [0.1]}, ["optimizer", "factory", "int"]),
+            (3, {"learning_rate": [0.1]}, ["optimizer", "factory", "got 3"]),
         ],
     )
     def test_bad_optimizers_are_named(self, factory, axes, words, compilations):
@@ -298,9 +298,9 @@ class TestInput:
         assert not compilations
 
     def test_problem_and_sweep_are_checked(self):
-        with pytest.raises(ValueError, match=r"problem: expected an ll\.Problem, got int"):
+        with pytest.raises(ValueError, match=r"problem: expected an ll\.Problem, got 3"):
             ll.run(3, optax.sgd, ll.Sweep({"learning_rate": [0.1]}))  # pyright: ignore
-        with pytest.raises(ValueError, match=r"sweep: expected an ll\.Sweep, got dict"):
+        with pytest.raises(ValueError, match=r"sweep: expected an ll\.Sweep, got "):
             ll.run(problem_named("line"), optax.sgd, {"learning_rate": [0.1]})  # pyright: ignore
 
     def test_data_that_overflow_the_precision(self):
