@@ -72,9 +72,9 @@ def _run(ax: Axes, one: xr.Dataset) -> None:
     ax.semilogy(epochs, one["end_loss"].values, color=style.INK, linewidth=0.6, label="full data, after the epoch")
     full = np.flatnonzero(one["end_accuracy"].values >= 1)
     if len(full):
-        ax.axvline(epochs[full[0]], color=style.GREY, linewidth=0.7, linestyle=(0, (3, 2)))
+        ax.axvline(float(epochs[full[0]]), color=style.GREY, linewidth=0.7, linestyle=(0, (3, 2)))
         ax.annotate(
-            f"all {98} right\nafter epoch {epochs[full[0]]}", (epochs[full[0]], 1), (-3, -14),
+            f"all sequences right\nafter epoch {epochs[full[0]]}", (epochs[full[0]], 1), (-3, -14),
             xycoords=("data", "axes fraction"), textcoords="offset points", ha="right", va="top",
             fontsize=style.SMALL, color=style.GREY,
         )  # fmt: skip
