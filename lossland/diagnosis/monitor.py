@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import jax
@@ -107,29 +106,17 @@ def monitor(
 
     def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> tuple[Any, MonitorState]:
         loss = _checked_loss(extra.get("value"))
+        new_updates, inner_state = inner.update(updates, state.inner, params, **extra)
         step = state.counters[0]
 
-        def measure(gradient: Any, taken: Any, advanced: Any) -> jax.Array:
-            value, floor = (None, 0.0) if read is None else read(advanced) or (None, 0.0)
-            # Behind a barrier, or in a branch, nothing that is measured is fused with what is trained.
-            if every == 1:
-                gradient, taken, value = lax.optimization_barrier((gradient, taken, value))
-            return _measure(loss, gradient, taken, value, floor)
+        def measured(barrier: Callable[[Any], Any]) -> jax.Array:
+            value, floor = (None, 0.0) if read is None else read(inner_state) or (None, 0.0)
+            gradient, taken, second = barrier((updates, new_updates, value))
+            return _measure(gradient, taken, second, floor)
 
-        if every == 1:
-            new_updates, inner_state = inner.update(updates, state.inner, params, **extra)
-            row = measure(updates, new_updates, inner_state)
-        else:
-            # The branch is given nothing but what lies in memory at every step anyway: the update, which XLA computes
-            # while it adds it, is computed again.
-            def again() -> jax.Array:
-                taken, advanced = inner.update(updates, state.inner, params, **extra)
-                return measure(updates, taken, advanced)
-
-            row = lax.cond(step % every == 0, again, lambda: _blank(loss))
-            before = jax.tree.map(functools.partial(_after, row[-1] < 0), state.inner)
-            new_updates, inner_state = inner.update(updates, before, params, **extra)
+        row = _at_every(every, step, measured)
         counters, levels = _count(state.counters, state.levels, loss, row[-1])
+        row = row.at[0].set(jnp.nan if loss is None else loss)
         records = lax.dynamic_update_index_in_dim(state.records, row, _row_of(step, history), 0)
         records = lax.dynamic_update_index_in_dim(records, row, history + 1 + step % window, 0)
         return new_updates, MonitorState(inner_state, counters, levels, records)
@@ -231,27 +218,20 @@ def _checked_loss(value: Any) -> jax.Array | None:
     return jnp.asarray(value, jnp.float32)
 
 
-def _after(never: jax.Array, leaf: Any) -> Any:
-    """The same bits, to be had only once `never` is known, which never holds and of which XLA knows as little.
+def _at_every(every: int, step: jax.Array, measure: Callable[[Callable[[Any], Any]], jax.Array]) -> jax.Array:
+    """The measurements of this step; NaN, and 0 non-finite entries, in the steps between.
 
-    So the state is advanced after the branch that reads it, and in place. Of integers, because what is chosen among
-    floats may be multiplied before it is chosen, and rounds otherwise.
+    Behind a barrier, or in a branch, nothing that is measured is fused with what is trained: the bits stay the same.
     """
-    leaf = jnp.asarray(leaf)
-    if not jnp.issubdtype(leaf.dtype, jnp.floating):
-        return leaf
-    unsigned = jnp.dtype(f"uint{8 * leaf.dtype.itemsize}")
-    bits = lax.bitcast_convert_type(leaf, unsigned)
-    return lax.bitcast_convert_type(bits | never.astype(unsigned), leaf.dtype)
+    if every == 1:
+        return measure(lax.optimization_barrier)
+    blank = jnp.asarray([*[jnp.nan] * (len(RECORDS) - 1), 0.0], jnp.float32)
+    # Without operands the branch takes along what it reads, and no more.
+    return lax.cond(step % every == 0, lambda: measure(lambda seen: seen), lambda: blank)
 
 
-def _blank(loss: jax.Array | None) -> jax.Array:
-    """The row of a step that is not measured: its loss, and no non-finite entries."""
-    return jnp.stack([jnp.float32(jnp.nan) if loss is None else loss, *[jnp.nan] * (len(RECORDS) - 2), 0.0])
-
-
-def _measure(loss: jax.Array | None, gradient: Any, updates: Any, second: Any, floor: Any) -> jax.Array:
-    """The row of one step, `Float32[record]`."""
+def _measure(gradient: Any, updates: Any, second: Any, floor: Any) -> jax.Array:
+    """The row of one step, `Float32[record]`, but for the loss."""
     g, u = _parts(gradient), _parts(updates)
     gg, uu, gu = (_total(map(_dot, left, right)) for left, right in ((g, g), (u, u), (g, u)))
     size = max(1, sum(part.size for part in g))
@@ -270,7 +250,7 @@ def _measure(loss: jax.Array | None, gradient: Any, updates: Any, second: Any, f
         )
     num_nonfinite = _total(jnp.sum(~jnp.isfinite(part), dtype=jnp.float32) for part in g)
     cosine = gu / jnp.where(lengths > 0, lengths, 1)
-    row = (jnp.nan if loss is None else loss, jnp.sqrt(gg), jnp.sqrt(uu), gu, cosine, *excess, num_nonfinite)
+    row = (jnp.nan, jnp.sqrt(gg), jnp.sqrt(uu), gu, cosine, *excess, num_nonfinite)
     return jnp.stack([jnp.asarray(value, jnp.float32) for value in row])
 
 

@@ -94,7 +94,7 @@ NO_FACTOR = no_number(below=1.0)
 NO_CUTOFFS = samples(None, 3, 0.1, "strict", [], {}, object())
 NO_SEED = no_count(0)
 NO_SEEDS = samples(None, "x", object(), math.nan, 0, -1, 1.5, [], [-1], [0.5], [1, 1], [None], ["a"], 10**9, 10**30)
-NO_WIDTHS = no_list(NO_COUNT)
+NO_WIDTHS = no_list(NO_COUNT).filter(lambda value: not isinstance(value, int) or value < 1)  # one layer may be a number
 PLANE = ll.Plane(ll.Axis("learning_rate", 0.1, 1.0), ll.Axis("scale", 0.1, 1.0))
 SWEEP = {"learning_rate": [0.1, 0.2]}
 
