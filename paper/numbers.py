@@ -148,6 +148,7 @@ def value_of(results: Results, macro: str, key: str) -> Any:
 
     Raises:
         KeyError: if there is none of that name, saying where it was looked for.
+        MissingSummaryError: if only the full profile measures it.
     """
     if macro == "set":
         known = settings(results)
@@ -156,6 +157,8 @@ def value_of(results: Results, macro: str, key: str) -> Any:
         return known[key]()
     stem, _, name = key.partition(".")
     targets = results.targets(stem)
+    if name not in targets and results.summary(stem)["profile"] == "fast" and name in experiment(stem).table("full"):
+        raise MissingSummaryError(f"not measured by the fast profile: python -m experiments {stem} --profile full")
     if name not in targets:
         raise KeyError(
             f"\\{macro}{{{key}}}: {stem}'s summary ({results.summary(stem)['profile']}) has {', '.join(targets)}"

@@ -82,7 +82,7 @@ def _course_mlp(ax: Axes, results: Results) -> None:
 
 
 def _rnn_sequences(ax: Axes, results: Results) -> None:
-    one = results.arguments("rnn_sequences", "rnn_sequences_figure")[0]
+    one = results.arguments("rnn_sequences", "rnn_sequences_figure")[1][0]
     ax.plot(one["step"], one["loss"], color=style.INK, linewidth=0.9, label="loss")
     ax.plot(one["step"], one["accuracy"], color=REPORTED, linewidth=1.1, linestyle=(0, (5, 1.6)), label="accuracy")
     ax.axhline(0.9, color=style.GREY, linewidth=0.6, linestyle=":")
