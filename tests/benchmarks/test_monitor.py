@@ -5,7 +5,7 @@ import json
 import pytest
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_fast_report_has_its_rows(tmp_path):
     pytest.importorskip("sklearn")
     from benchmarks import monitor

@@ -5,7 +5,7 @@ import json
 import pytest
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.filterwarnings("ignore")  # of the other tools, where they are installed
 def test_fast_report_has_its_rows(tmp_path):
     from benchmarks import sweeps

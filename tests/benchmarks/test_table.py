@@ -42,7 +42,7 @@ def test_table_is_printed_without_running(capsys):
         assert row.name in printed
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_imports_are_measured(tmp_path):
     from benchmarks import imports
 

@@ -84,7 +84,7 @@ class TestSplit:
         expected = [float(runs["loss"].sel(seed=seed, step=step)) for seed, step in ((0, 3), (0, 9), (2, 6))]
         np.testing.assert_allclose(loss, expected, rtol=1e-6)
 
-    @pytest.mark.slow
+    @pytest.mark.long
     def test_below_the_threshold_no_rise_is_left_with_the_full_batch(self):
         optimizer, runs = every_step(bowl(), 0.5, epochs=40)
         found = split_rises(bowl(), optimizer, runs, BATCHES, 4, 2)

@@ -93,7 +93,7 @@ class TestPrecision:
             for name in ("loss", "sharpness"):
                 np.testing.assert_array_equal(together[name].sel(dtype=dtype), alone[name].astype(np.float64))
 
-    @pytest.mark.slow
+    @pytest.mark.long
     def test_bfloat16_parameters(self):
         sweep = ll.Sweep({"learning_rate": [0.05]}, dtype="bfloat16", seeds=4, num_steps=200, every=50)
         kinds = {}
@@ -196,7 +196,7 @@ class TestPlan:
         found = ll.plan(problem_named("cubic"), optax.sgd, sweep)
         assert [candidate.lane_width for candidate in found.candidates] == [3]
 
-    @pytest.mark.slow
+    @pytest.mark.long
     def test_a_sweep_that_does_not_fit_says_which_width_would(self, monkeypatch):
         sweep = ll.Sweep({"learning_rate": [0.1]}, 2, 5, 5, lane_width=512)
         needed = ll.plan(problem_named("cubic"), optax.sgd, sweep).candidates[0].bytes_per_worker

@@ -116,7 +116,7 @@ def test_preconditioned_sharpness_is_of_the_next_update(x64, name):
     assert values["preconditioned_sharpness_residual"] <= 1e-4 * expected
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_preconditioned_sharpness_in_a_sweep_of_its_hyperparameters():
     """Swept b2 and learning rate; at step 0 the second moment is the squared gradient itself."""
     problem = problem_named("cubic")

@@ -40,7 +40,7 @@ print("ended")
 """
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_orthogonal_starts_of_many_lanes_do_not_wait_for_each_other():
     found = subprocess.run(
         [sys.executable, "-c", SCRIPT], capture_output=True, text=True, timeout=180, cwd=Path(__file__).parents[2]
