@@ -70,16 +70,20 @@ class SpectralDensity(NamedTuple):
         return _mean_over_probes(jnp.sum(self.weights * self.nodes**order, axis=1), self.num_matvecs)
 
 
-@expects(
-    matvec=FUNCTION,
-    like=TREE,
-    k=count(),
-    tol=number(above=0),
-    start=optional(TREE),
-    num_vectors=optional(count()),
-    max_matvecs=count(),
-    any_lane=FUNCTION,
-)
+SEARCH = {
+    "matvec": FUNCTION,
+    "like": TREE,
+    "k": count(),
+    "tol": number(above=0),
+    "start": optional(TREE),
+    "num_vectors": optional(count()),
+    "max_matvecs": count(),
+    "any_lane": FUNCTION,
+}
+"""What every search for eigenpairs expects."""
+
+
+@expects(**SEARCH)
 def top_eigenpairs(
     matvec: Matvec,
     *,
@@ -116,16 +120,7 @@ def top_eigenpairs(
     return Eigenpairs(top.value[None], vectors, top.residual[None], top.num_matvecs, top.converged[None])
 
 
-@expects(
-    matvec=FUNCTION,
-    like=TREE,
-    k=count(),
-    tol=number(above=0),
-    start=optional(TREE),
-    num_vectors=optional(count()),
-    max_matvecs=count(),
-    any_lane=FUNCTION,
-)
+@expects(**SEARCH)
 def lowest_eigenpairs(
     matvec: Matvec,
     *,
@@ -151,16 +146,7 @@ def lowest_eigenpairs(
     return pairs._replace(values=-pairs.values)
 
 
-@expects(
-    matvec=FUNCTION,
-    like=TREE,
-    k=count(),
-    tol=number(above=0),
-    start=optional(TREE),
-    num_vectors=optional(count()),
-    max_matvecs=count(),
-    any_lane=FUNCTION,
-)
+@expects(**SEARCH)
 def largest_magnitude_eigenpairs(
     matvec: Matvec,
     *,
