@@ -25,6 +25,8 @@ Params: TypeAlias = Any
 Matvec: TypeAlias = Callable[[Params], Params]
 
 MAX_DENSE_PARAMS = 30_000
+NO_FORWARD = "custom_lin"
+"""Primitive that stands for the tangent of a function with a `custom_vjp`."""
 
 
 @contextlib.contextmanager
@@ -45,10 +47,32 @@ def hessian(objective: Callable[[Params], Array], params: Params) -> Matvec:
     memory (for more data than fits, `in_chunks`). objective: params -> `Float[Array, ""]`, the full-batch training
     loss. Units: [objective] / [params]^2: 2 / learning_rate is the threshold of gradient descent on this objective.
 
+    An objective without a forward mode (a `custom_vjp` whose forward rule calls the function itself) is differentiated
+    in reverse twice, v -> H^T v: the same product, unless its gradient is not that of any function.
+
     Raises TypeError (from JAX) where the objective is not a real scalar.
     """
+    gradient = jax.grad(objective)
     with full_precision():
-        return jax.linearize(jax.grad(objective), params)[1]
+        push = jax.linearize(gradient, params)[1]
+        # What has no forward mode raises only when it is run.
+        if NO_FORWARD not in primitives(jax.make_jaxpr(push)(params).jaxpr):
+            return push
+        pull = jax.vjp(gradient, params)[1]
+    return lambda vector: pull(vector)[0]
+
+
+def primitives(program: Any) -> set[str]:
+    """Names of the primitives of a traced program, those of its inner programs included."""
+    found = set()
+    for equation in program.eqns:
+        found.add(equation.primitive.name)
+        for value in equation.params.values():
+            for part in value if isinstance(value, (list, tuple)) else (value,):
+                inner = getattr(part, "jaxpr", part)
+                if hasattr(inner, "eqns"):
+                    found |= primitives(inner)
+    return found
 
 
 @expects(predict=FUNCTION, loss=FUNCTION, params=TREE)

@@ -14,6 +14,7 @@ import numpy as np
 import optax
 from jax.flatten_util import ravel_pytree
 
+from lossland.curvature.operators import primitives
 from lossland.optimizers import Optimizer, as_optimizer
 from lossland.problems.problem import Batch, Params, Problem
 
@@ -160,16 +161,4 @@ def is_recurrent(problem: Problem) -> bool:
     batch = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(np.shape(leaf), np.asarray(leaf).dtype), problem.data)
     with jax.enable_x64(False):
         program = jax.make_jaxpr(evaluated(problem).loss)(problem.param_shapes, batch)
-    return any(name in ("scan", "while") for name in _primitives(program.jaxpr))
-
-
-def _primitives(program: Any) -> set[str]:
-    found = set()
-    for equation in program.eqns:
-        found.add(equation.primitive.name)
-        for value in equation.params.values():
-            for part in value if isinstance(value, (list, tuple)) else (value,):
-                inner = getattr(part, "jaxpr", part)
-                if hasattr(inner, "eqns"):
-                    found |= _primitives(inner)
-    return found
+    return any(name in ("scan", "while") for name in primitives(program.jaxpr))

@@ -11,7 +11,7 @@ import xarray as xr
 
 from lossland.diagnosis.arms import adjustable, adopt
 from lossland.diagnosis.measurements import measured
-from lossland.diagnosis.observation import BEFORE, Observation, Rise
+from lossland.diagnosis.observation import BEFORE, NEAR, Observation, Rise
 from lossland.diagnosis.replays import Case, momentum_of
 from lossland.problems.problem import Problem
 from lossland.sweeps.forks import fork
@@ -119,7 +119,7 @@ def _end(one: Observation, rise: Rise) -> int:
 def _arms(case: Case, seen: list[Observation], begun: np.ndarray, states: xr.Dataset) -> dict[str, dict[str, Any]]:
     """Arms and their arguments, one number per run."""
     worst = np.array([one.worst_ratio for one in seen])
-    factor = np.where(worst > CAUTION, CAUTION / np.where(worst > 0, worst, 1.0), 0.5)
+    factor = np.where(worst >= NEAR, CAUTION / np.maximum(worst, NEAR), 0.5)
     names, base = case.optimizer.argument_names, {"dtype": case.dtype}
     arms: dict[str, dict[str, Any]] = {"unchanged": {**base}, "learning_rate_below": {**base, "factor": factor}}
     if case.is_scheduled:

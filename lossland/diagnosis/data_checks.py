@@ -10,6 +10,8 @@ from lossland.problems.problem import Problem
 
 AFFINE = 1e-4
 """Relative deviation from an affine dependence on the targets that rounding makes."""
+MOST_CLASSES = 1000
+"""Classes whose loss is looked at one by one."""
 
 
 def wrong_with(problem: Problem) -> tuple[str, ...]:
@@ -46,6 +48,27 @@ def labels_of(problem: Problem) -> Check | None:
     if not abs(twice - 2 * once + none) <= AFFINE * max(abs(none), abs(once), abs(twice)):
         return None
     return check_labels(targets)
+
+
+def without_a_loss(problem: Problem) -> tuple[int, ...]:
+    """Rows of classes whose loss is not finite, where with the labels of other rows in their place all of it is."""
+    data = problem.data
+    if not (isinstance(data, tuple) and len(data) == 2) or problem.init_state is not None:
+        return ()
+    targets = np.asarray(data[1])
+    if targets.dtype.kind not in "iu" or targets.ndim != 1 or len(known := np.unique(targets)) > MOST_CLASSES:
+        return ()
+    params = problem.init(jax.random.key(0))
+
+    def is_finite(rows: np.ndarray, labels: np.ndarray) -> bool:
+        inputs = jax.tree.map(lambda leaf: leaf[rows], data[0])
+        return bool(np.isfinite(problem.loss(params, (inputs, labels[rows]))))
+
+    bad = np.isin(targets, [one for one in known if not is_finite(np.flatnonzero(targets == one), targets)])
+    if bad.all() or not bad.any():
+        return ()
+    mended = np.where(bad, targets[~bad][0], targets)
+    return tuple(np.flatnonzero(bad).tolist()) if is_finite(np.arange(len(targets)), mended) else ()
 
 
 def made_valid(targets: np.ndarray) -> np.ndarray:

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lossland.arguments import FLAG, FUNCTION, TREE, expects, optional
+from lossland.curvature.operators import hessian
 
 
 class Change(NamedTuple):
@@ -72,7 +73,7 @@ def decompose_change(
 def _parts(objective: Callable[[Any], Any]) -> Callable[[Any, Any], tuple[jax.Array, ...]]:
     def split(before: Any, after: Any) -> tuple[jax.Array, ...]:
         step = jax.tree.map(jnp.subtract, after, before)
-        gradient, bend = jax.jvp(jax.grad(objective), (before,), (step,))
+        gradient, bend = jax.grad(objective)(before), hessian(objective, before)(step)
         slope, curved = _inner(gradient, step), _inner(bend, step)
         change = objective(after) - objective(before)
         square = _inner(step, step)

@@ -14,10 +14,11 @@ from lossland.arguments import OPTIMIZER, a, dataset, expects, optional
 from lossland.diagnosis import counterfactuals, measurements, replays
 from lossland.diagnosis.arms import differentiated_numerically, is_recurrent
 from lossland.diagnosis.causes import Cause
-from lossland.diagnosis.data_checks import labels_of, made_valid, wrong_with
+from lossland.diagnosis.data_checks import labels_of, made_valid, without_a_loss, wrong_with
 from lossland.diagnosis.events import FACTOR
 from lossland.diagnosis.explanation import Explanation, remedies_of
 from lossland.diagnosis.gradients import check_gradient
+from lossland.diagnosis.hygiene import Finding
 from lossland.diagnosis.mechanisms import MAJORITY, PROOF, decide
 from lossland.diagnosis.observation import BEFORE, Observation, observe
 from lossland.problems.problem import Problem
@@ -194,7 +195,7 @@ def _replayed(case: replays.Case, seen: list[Observation], names: list[dict[str,
             findings,
             one,
         )
-        out.append(replace(made, curves=_curves(arms, place)))
+        out.append(replace(made, curves=_curves(arms, place, one)))
     return out
 
 
@@ -205,11 +206,17 @@ def _without_a_loss(
     replays.checked(runs, problem, optimizer)
     rest = [place for place, one in enumerate(seen) if np.isfinite(one.loss[0])]
     others = dict(zip(rest, explanations(runs.isel(seed=rest), problem, optimizer) if rest else (), strict=True))
-    findings = wrong_with(problem)
+    findings, rows = wrong_with(problem), without_a_loss(problem)
+    if rows:
+        text = f"labels of {len(rows)} rows make the loss not finite; with labels of other rows in their place it is"
+        findings = (*findings, str(Finding("labels", text, rows)))
     return [
         others[place]
         if place in others
-        else replace(_from_records(_told(one, problem, runs), name, runs, NEEDS_A_LOSS), findings=findings)
+        else replace(
+            _from_records(_told(one, problem, runs).changed(wrong_rows=rows), name, runs, NEEDS_A_LOSS),
+            findings=findings,
+        )
         for place, (one, name) in enumerate(zip(seen, names, strict=True))
     ]
 
@@ -376,11 +383,14 @@ def _settings(arms: counterfactuals.Arms | None, place: int) -> dict[str, float]
     return found
 
 
-def _curves(arms: counterfactuals.Arms | None, place: int) -> dict[str, np.ndarray]:
-    """Steps and losses of the arms of one run."""
+def _curves(arms: counterfactuals.Arms | None, place: int, one: Observation) -> dict[str, np.ndarray]:
+    """Steps and losses of the arms of one run; a fork that changes nothing sees the full data where the run did not."""
     if arms is None or place not in arms.places:
         return {}
     row = int(np.flatnonzero(arms.places == place)[0])
     last = int(arms.windows[row]) + 1
     found = {"step": arms.forked_at[row] + arms.loss["step"].values[:last]}
-    return found | {str(name): arms.loss.sel(arm=name).values[row, :last] for name in arms.loss["arm"].values.tolist()}
+    names = {str(name): str(name) for name in arms.loss["arm"].values.tolist()}
+    if "full_batch" in one.arms:
+        names = {"full_batch": names.pop("unchanged")} | names
+    return found | {name: arms.loss.sel(arm=arm).values[row, :last] for name, arm in names.items()}

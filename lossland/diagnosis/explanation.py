@@ -11,20 +11,22 @@ import numpy as np
 
 from lossland import strict_json
 from lossland.diagnosis.causes import Cause
+from lossland.diagnosis.events import FACTOR
+from lossland.diagnosis.hygiene import SHOWN
 from lossland.diagnosis.mechanisms import Measure
-from lossland.diagnosis.observation import Observation, Rise
+from lossland.diagnosis.observation import NEAR, Observation, Rise
 
 TEXTS = {
     "learning_rate_below": "{below}",
-    "schedule_held": "keep the learning rate at {before:.3g}, or raise it to less than {critical:.3g}",
+    "schedule_held": "{raised}",
     "momentum_removed": "less momentum",
     "second_moment_frozen": "keep the second moment from falling (AMSGrad, a larger b2)",
     "eps_raised": "epsilon above {eps:.3g}",
-    "full_batch": "larger batches{batch}, or a smaller learning rate",
+    "full_batch": "{quieter}",
     "last_batch_dropped": "drop the last batch of {rest} examples, or choose a batch size that divides {total}",
     "outliers_dropped": "check the labels of examples {outliers}",
     "right_gradient": "mend the gradient of {leaves}",
-    "valid_labels": "divide every row of labels by its sum, without negative entries",
+    "valid_labels": "{labels}",
     "clipped": "clip the gradient norm at {norm:.3g}",
     "float64": "higher precision, or a form of the loss that does not overflow",
 }
@@ -154,8 +156,10 @@ def remedies_of(seen: Observation, arms: tuple[str, ...], facts: Mapping[str, An
 
 
 def _replayed(arm: str, seen: Observation) -> str:
-    if arm == "learning_rate_below" and not seen.worst_ratio > 0:
+    if arm == "learning_rate_below" and not seen.worst_ratio >= NEAR:
         return "at half"
+    if arm == "full_batch" and seen.has_random_layers:
+        return "in evaluation mode" if seen.batch_size is None else "on the full data in evaluation mode"
     return REPLAYED.get(arm, "")
 
 
@@ -163,16 +167,26 @@ def _sentence(arm: str, seen: Observation, facts: Mapping[str, Any]) -> tuple[st
     """What to change, and what that is predicted to do."""
     rate = facts.get("rate", np.nan)
     worst = seen.worst_ratio
-    critical = rate / worst if worst > 0 else np.nan
+    # A rise below the threshold is not one that the threshold bounds.
+    critical = rate / max(worst, 1.0) if worst >= NEAR else np.nan
     known = np.isfinite(critical)
     below = f"learning rate below {critical:.3g}" if known else "a smaller learning rate"
+    before = facts.get("rate_before", np.nan)
+    held = f"keep the learning rate at {before:.3g}, or raise it" if before > 0 else "raise the learning rate"
+    if seen.batch_size is None and seen.has_random_layers:
+        quieter = "judge the run by its loss in evaluation mode; less dropout or a smaller learning rate for less noise"
+    else:
+        batch = f", of {facts['batch']} or more" if facts.get("batch") else ""
+        quieter = f"larger batches{batch}, or a smaller learning rate"
     values = {
         "below": below,
-        "before": facts.get("rate_before", np.nan),
-        "critical": critical,
+        "raised": f"{held} to less than {critical:.3g}" if known else f"{held} by less",
         "eps": facts.get("eps", np.nan),
         "norm": facts.get("norm", np.nan),
-        "batch": f", of {facts['batch']} or more" if facts.get("batch") else "",
+        "quieter": quieter,
+        "labels": f"mend the labels of rows {_listed(seen.wrong_rows)}"
+        if seen.wrong_rows
+        else "divide every row of labels by its sum, without negative entries",
         "rest": facts.get("rest", ""),
         "total": seen.num_examples,
         "outliers": ", ".join(map(str, seen.outliers)),
@@ -188,11 +202,18 @@ def _sentence(arm: str, seen: Observation, facts: Mapping[str, Any]) -> tuple[st
         "last_batch_dropped": "every batch is as large as the others",
         "outliers_dropped": "the examples that make most of the noise are gone",
         "right_gradient": "the loss falls along its own gradient",
-        "valid_labels": "sharpness and slope of the cross-entropy of distributions",
+        "valid_labels": "the loss is finite"
+        if seen.wrong_rows
+        else "sharpness and slope of the cross-entropy of distributions",
         "clipped": "no step is longer than before the rise",
         "float64": "the same steps without the rise",
     }
     return TEXTS[arm].format(**values), effects[arm]
+
+
+def _listed(rows: tuple[int, ...]) -> str:
+    more = f" and {len(rows) - SHOWN} more" if len(rows) > SHOWN else ""
+    return ", ".join(map(str, rows[:SHOWN])) + more
 
 
 def _story(seen: Observation | None) -> str:
@@ -200,13 +221,19 @@ def _story(seen: Observation | None) -> str:
     if seen is None:
         return ""
     if seen.rise is None:
-        return f"the loss over the full data fell from {seen.loss[0]:.4g} to {seen.loss[-1]:.4g} without a rise"
+        first, last = seen.loss[0], seen.loss[-1]
+        did = "fell" if last < first else "went"
+        return f"the loss over the full data {did} from {first:.4g} to {last:.4g} without a rise of {FACTOR - 1:.0%}"
     if not np.isfinite(seen.loss[0]):
         return f"the loss was not finite at step {seen.step[0]} already"
     rise = seen.rise
     low = float(seen.loss[int(np.searchsorted(seen.step, rise.valley))])
     end = "and did not come back" if rise.recovery is None else f"and was back at step {rise.recovery}"
-    high = "became infinite" if not np.isfinite(rise.factor) else f"peaked at step {rise.peak}, {rise.factor:.4g} times"
+    peak = float(seen.loss[min(int(np.searchsorted(seen.step, rise.peak)), len(seen.loss) - 1)])
+    if np.isfinite(rise.factor):
+        high = f"peaked at step {rise.peak}, {rise.factor:.4g} times"
+    else:  # also where a valley at or below 0 has no factor
+        high = f"peaked at step {rise.peak} at {peak:.4g}" if np.isfinite(peak) and low <= 0 else "became infinite"
     more = f" (the largest of {seen.num_rises} rises)" if seen.num_rises > 1 else ""
     return f"the loss was {low:.4g} at step {rise.valley}, rose from step {rise.start}, {high}, {end}{more}"
 

@@ -34,6 +34,9 @@ TAIL = 5  # growth factors that must agree
 QUIET = 20  # records without a rise that make a spike a late one
 SMOOTH = 0.15  # correlation of neighbours about the trend above which a curve swings rather than jumps
 SPIKE = 1.5  # factor over the lowest loss before
+BRIEF = 10  # records in which a spike rises: what takes longer drifts
+OVERSHOT = 10.0  # last finite loss over the first from which a run diverged before it was not finite
+REVERSALS = 0.2  # share of records at which a noisy curve turns; independent draws turn at 2/3
 LARGEST = {"float32": float(np.finfo(np.float32).max), "float64": float(np.finfo(np.float64).max)}
 
 
@@ -147,6 +150,9 @@ def explain_history(
 
     if curve_features.grows:
         return _growing(curve, curve_features, certificate, learning_rate, num_examples, LARGEST[dtype], explained)
+    if overflow is not None and curve[-1] > OVERSHOT * abs(curve[0]):
+        # One operation that fails leaves no rise before it; faster than exponential, the growth tells no curvature.
+        return explained(Cause.learning_rate_above_threshold, 0.6, ["a smaller learning rate"])
     if overflow is not None:
         text = "the last finite loss was far from the largest number: find the operation that failed (in float64)"
         return explained(Cause.floating_point, 0.6, [text])
@@ -161,6 +167,7 @@ class _Features:
         size = np.maximum(np.abs(curve[:-1]), np.finfo(np.float64).tiny)
         self.rises = np.diff(curve) > ROUNDING * size
         self.share = float(self.rises.mean()) if len(curve) > 1 else 0.0
+        self.reversals = float(np.mean(np.diff(curve)[1:] * np.diff(curve)[:-1] < 0))
         positive = len(curve) > TAIL and np.all(curve[-TAIL - 1 :] > 0)
         ratios = curve[-TAIL:] / curve[-TAIL - 1 : -1] if positive else np.array([0.0])
         self.ratios = ratios
@@ -189,14 +196,16 @@ class _Features:
         return float(gaps.mean() * self.steps)
 
     def spikes(self) -> list[int]:
-        """Records at which a loss that had fallen for at least QUIET records jumped by a factor SPIKE above its low."""
-        found, low, since = [], self.curve[0], 0
+        """Records at which a loss that had fallen for at least QUIET records jumped by a factor SPIKE above its low,
+        within BRIEF records of it."""
+        found, low, since, lowest = [], self.curve[0], 0, 0
         for place in range(1, len(self.curve)):
             if self.curve[place] > SPIKE * low and since >= QUIET:
-                found.append(place)
-                low, since = self.curve[place], 0
+                if place - lowest <= BRIEF:
+                    found.append(place)
+                low, since, lowest = self.curve[place], 0, place
             elif self.curve[place] <= low:
-                low, since = self.curve[place], since + 1
+                low, since, lowest = self.curve[place], since + 1, place
         return found
 
     def evidence(self) -> dict[str, float]:
@@ -273,7 +282,7 @@ def _recovering(
             remedies = ["the trend still falls: leave it, or lower the learning rate for a smooth curve"]
             return explained(Cause.edge_of_stability, 0.7, remedies, period=features.period)
         return explained(Cause.unknown, 0.3, ["record the sharpness along the run"], period=features.period)
-    if abs(features.alternation) <= 0.5 and features.share > 0.1:
+    if abs(features.alternation) <= 0.5 and features.share > 0.1 and features.reversals > REVERSALS:
         remedies = ["larger batches, or a lower learning rate at the end", "record the loss over all data beside it"]
         return explained(Cause.minibatch_noise, 0.55 if full_batch is None else 0.75, remedies)
     return explained(Cause.unknown, 0.3, ["record the loss over all data, and the sharpness"], period=features.period)

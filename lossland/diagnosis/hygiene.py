@@ -27,9 +27,9 @@ class Finding:
     places: tuple[int, ...] = ()
 
     def __str__(self) -> str:
-        where = f" at {', '.join(map(str, self.places[:SHOWN]))}" if self.places else ""
         more = f" and {len(self.places) - SHOWN} more" if len(self.places) > SHOWN else ""
-        return f"{self.kind}: {self.text}{where}{more}"
+        where = f" (at {', '.join(map(str, self.places[:SHOWN]))}{more})" if self.places else ""
+        return f"{self.kind}: {self.text}{where}"
 
 
 @dataclass(frozen=True)
@@ -124,9 +124,13 @@ def _classes(classes: np.ndarray, skipped: set[int], num_classes: int | None) ->
     outside = classes < 0 if num_classes is None else (classes < 0) | (classes >= num_classes)
     outside_rows = tuple(row for row in _rows(outside) if row not in skipped)
     if outside_rows:
-        low, high = int(classes.min()), int(classes.max())
+        low, high = (int(bound(classes[list(outside_rows)])) for bound in (np.min, np.max))
         allowed = "0 or more" if num_classes is None else f"0 to {num_classes - 1}"
-        text = f"{len(outside_rows)} labels from {low} to {high}, expected {allowed}: one-hot rows of them are all zero"
+        them = f"{low}" if low == high else f"from {low} to {high}"
+        text = (
+            f"{len(outside_rows)} of {len(classes)} labels are {them}, expected {allowed}: one-hot rows of them are "
+            "all zero, and indexed losses NaN or another class's"
+        )
         found.append(Finding("outside_classes", text, outside_rows))
     if num_classes is not None:
         missing = tuple(sorted(set(range(num_classes)) - set(classes.astype(int).tolist())))
@@ -189,7 +193,7 @@ def _scales(table: np.ndarray, spread: np.ndarray, columns: np.ndarray) -> list[
     widest = tuple(columns[np.argsort(-np.abs(table).max(0))].tolist())
     text = (
         f"scales of columns differ or are large: least squares has sharpness {sharp:.4g}, {calm:.4g} with standardised "
-        f"inputs, which raise the critical learning rate {sharp / calm:.3g} times; the largest columns are"
+        f"inputs, which raise the critical learning rate {sharp / calm:.3g} times; the largest columns come first"
     )
     return [Finding("scale", text, widest[:SHOWN])]
 

@@ -54,7 +54,7 @@ def with_curvature(case: Case, seen: Sequence[Observation]) -> list[Observation]
             ratio_step=clock.astype(float),
             ratio=values["ratio"],
             sharpness=values["sharpness"],
-            dead_mass=_largest(values.get("mode_dead_mass"), inside),
+            floor_mass=_largest(values.get("mode_floor_mass"), inside),
             excess=_largest(values.get("gradient_excess_max"), inside),
             gradient_jump=_largest(gradient, inside) / float(np.median(gradient[before])) if before.any() else np.nan,
             moment_share=float(shares[row]),
@@ -186,8 +186,6 @@ def with_noise(case: Case, seen: Sequence[Observation]) -> list[Observation]:
     with numerics(case.dtype):
         square, spread = (np.asarray(x, float) for x in noise_program(case.problem)(params))
     size, total = batches.batch_size, case.problem.num_examples
-    if case.problem.normalisation == "sum":
-        spread = spread * total**2
     few = max(1, total // 20)
     for row, place in enumerate(rising):
         one = seen[place]

@@ -20,6 +20,8 @@ OUTLYING = 0.6
 """Share of the gradient noise from the worst twentieth of the examples."""
 STALE = 0.3
 """g^2 / v, in units of its largest possible value 1 / (1 - b2), beyond which v lags a jump of the gradient."""
+LONG = 1.5
+"""Update over the learning rate that is longer than that of a steady gradient."""
 LAGS = 40.0
 """g^2 / v from which, below the threshold, a step is put down to a second moment that lags its gradient."""
 EXPLODES = 30.0
@@ -77,7 +79,11 @@ def decide(seen: Observation) -> Verdict:
     if seen.rise is None:
         return _without_rise(seen)
     if not np.isfinite(seen.loss[0]):  # nothing rose: the first step already has no loss
-        return Verdict(Cause.unknown, 0.3, {"first_step_not_finite": Measure(float(seen.step[0]), "step")})
+        evidence = {"first_step_not_finite": Measure(float(seen.step[0]), "step")}
+        if seen.wrong_rows:
+            rows = {"wrong_rows": Measure(float(len(seen.wrong_rows)), "row")}
+            return Verdict(Cause.invalid_labels, 0.95, evidence | rows)
+        return Verdict(Cause.unknown, 0.3, evidence)
     for rule in RULES:
         if (verdict := rule(seen, seen.rise)) is not None:
             return _proved(seen, verdict)
@@ -124,7 +130,7 @@ def _basic(seen: Observation, rise: Rise) -> dict[str, Measure]:
     }
     if seen.is_adaptive:
         found["second_moment_share"] = Measure(seen.moment_share)
-        found["mode_dead_mass"] = Measure(seen.dead_mass)
+        found["mode_floor_mass"] = Measure(seen.floor_mass)
     if seen.batch_size is not None:
         found["gradient_noise_over_gradient_squared"] = Measure(seen.noise_ratio)
     return {name: measure for name, measure in found.items() if np.isfinite(measure.value)}
@@ -243,11 +249,24 @@ def _too_long_below(seen: Observation, rise: Rise, grown: RateRise) -> bool:
 def _collapse(seen: Observation, rise: Rise) -> Verdict | None:
     if not seen.is_adaptive:
         return None
-    limit = STALE / (1 - seen.b2) if np.isfinite(seen.b2) else np.inf
-    if not (seen.dead_mass > MAJORITY or seen.excess > limit):
+    # Beyond the threshold the mode grows, and g^2 / v with it: then the excess is no cause.
+    lags = not _crossed(seen, rise) >= 1 and seen.excess > _lagging(seen)
+    if not (seen.floor_mass > MAJORITY or lags):
         return None
     evidence = _basic(seen, rise) | {"largest_squared_gradient_over_second_moment": Measure(seen.excess)}
     return Verdict(Cause.epsilon_collapse, 0.75, evidence)
+
+
+def _lagging(seen: Observation) -> float:
+    """g^2 / v that a second moment has which lags a jump of the gradient; infinity where no jump makes long updates.
+
+    Equation: |update| / rate <= (1 - b1) / sqrt((1 - b2) (1 - b1^2 / b2)), whatever the gradients.
+    """
+    b1, b2 = (seen.momentum if seen.momentum > 0 else 0.0), seen.b2
+    if not 0 < b2 < 1:
+        return np.inf
+    left = (1 - b2) * (1 - b1**2 / b2)
+    return STALE / (1 - b2) if left <= 0 or (1 - b1) / np.sqrt(left) > LONG else np.inf
 
 
 def _threshold(seen: Observation, rise: Rise) -> Verdict | None:

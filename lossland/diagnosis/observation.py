@@ -74,7 +74,7 @@ class Observation:
     ratio_step: np.ndarray = field(default_factory=lambda: np.empty(0))
     ratio: np.ndarray = field(default_factory=lambda: np.empty(0))
     sharpness: np.ndarray = field(default_factory=lambda: np.empty(0))
-    dead_mass: float = np.nan
+    floor_mass: float = np.nan  # share of the unstable mode on coordinates that epsilon divides
     excess: float = np.nan  # largest g^2 / v in the rise
     moment_share: float = np.nan
     slope: float = np.nan  # parts of the rise, in units of the loss, and their sum
@@ -88,6 +88,7 @@ class Observation:
     ragged_share: float = np.nan
     ragged_expected: float = np.nan
     labels: Check | None = None
+    wrong_rows: tuple[int, ...] = ()  # whose labels alone make the loss not finite
     wrong_leaves: tuple[str, ...] = ()
     # arm -> log of (largest rise in the arm), and of the unchanged arm over the same steps
     arms: dict[str, float] = field(default_factory=dict)
@@ -222,7 +223,7 @@ def observe(run: xr.Dataset) -> Observation:
         ratio_step=steps[inside].astype(float),
         ratio=ratio[inside],
         sharpness=sharpness[inside],
-        dead_mass=_worst(run, "mode_dead_mass", rise),
+        floor_mass=_worst(run, "mode_floor_mass", rise),
         excess=_worst(run, "gradient_excess_max", rise),
     )
 

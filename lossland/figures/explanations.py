@@ -8,6 +8,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from lossland.diagnosis.mechanisms import PROOF
 from lossland.figures import style
 from lossland.figures.labels import head, settle
 
@@ -21,7 +22,7 @@ ARMS = {
     "clipped": "gradient clipped",
 }
 SHOWN = 3
-"""Arms that are drawn beside the run."""
+"""Arms that are drawn beside the run: those that prove the cause, then the first."""
 AROUND = 0.6
 """Steps shown before and after the rise, in units of its length."""
 
@@ -32,7 +33,7 @@ def explanation_figure(explanation: Any) -> Figure:
     has_ratio = bool(np.isfinite(seen.ratio).any())
     with style.house_style():
         figure = Figure(figsize=(style.WIDTH * 1.35, 3.6 if has_ratio else 2.5), layout="constrained")
-        named = ", ".join(f"{name.replace('_', ' ')} {value:.4g}" for name, value in explanation.run.items())
+        named = ", ".join(f"{name.replace('_', ' ')} {_plain(value)}" for name, value in explanation.run.items())
         title = f"{explanation.cause.value.replace('_', ' ').capitalize()} ({explanation.confidence:.0%} sure)"
         head(
             figure,
@@ -53,6 +54,10 @@ def explanation_figure(explanation: Any) -> Figure:
     return figure
 
 
+def _plain(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, (int, float)) else str(value)
+
+
 def _window(seen: Any, rise: Any) -> tuple[float, float]:
     last = float(seen.step[-1])
     if rise is None:
@@ -66,7 +71,8 @@ def _loss(ax: Axes, explanation: Any, window: tuple[float, float]) -> None:
     seen, curves = explanation.seen, explanation.curves
     inside = (seen.step >= window[0]) & (seen.step <= window[1]) & np.isfinite(seen.loss)
     ax.plot(seen.step[inside], seen.loss[inside], color=style.INK, linewidth=1.3, label="this run", zorder=3)
-    drawn = [name for name in ARMS if name in curves][:SHOWN]
+    proof = PROOF.get(explanation.cause, ())
+    drawn = sorted((name for name in ARMS if name in curves), key=lambda name: name not in proof)[:SHOWN]
     for place, name in enumerate(drawn):
         color, dashes = style.CURVE_COLORS[place], style.CURVE_STYLES[place + 1]
         ax.plot(curves["step"], curves[name], color=color, linestyle=dashes, linewidth=1.1, label=ARMS[name])

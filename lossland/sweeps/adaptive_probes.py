@@ -40,7 +40,8 @@ def preconditioned_mode(
     sign with w); `mode_energy`, a^2 / (2 lambda), the part of the loss that sits in the mode; `mode_gradient_cosine`,
     |a| / |P^-1/2 g|; `mode_persistence`, |w . w of the previous record| (NaN at the first); `mode_log_second_moment`,
     sum_i w_i^2 ln v_i; `mode_dead_mass`, sum_i w_i^2 over coordinates with sqrt(v_i) < 100 floors of P, or whose v this
-    update multiplies by more than 30: near 1, lambda tells of dead coordinates only; `mode_refill`, sum_i w_i^4 / P_i:
+    update multiplies by more than 30: near 1, lambda tells of dead coordinates only; `mode_floor_mass`, the same with
+    sqrt(v_i) below the floor itself, where eps is the larger part of P; `mode_refill`, sum_i w_i^4 / P_i:
     a gradient a along the mode alone adds (1 - b2) a^2 times it to sum_i w_i^2 ln v_i, where eps is small.
 
     second_moment: function of the advanced optimizer state that returns a `SecondMoment`, for an optimizer whose state
@@ -62,7 +63,8 @@ def preconditioned_mode(
         a = jnp.vdot(top.vector, scaled)
         # What v was: the advanced value is b2 v + (1 - b2) g^2 in all rules but sums and maxima, which never fall.
         before = _flat(_moment_before(optimizer, state, problem, second_moment, moment.value))
-        dead = (jnp.sqrt(v) < DEAD * moment.floor) | (v > JUMP * before)
+        jumped = v > JUMP * before
+        dead, below = (jumped | (jnp.sqrt(v) < times * moment.floor) for times in (DEAD, 1.0))
         values = {
             "preconditioned_sharpness": top.value,
             "preconditioned_sharpness_residual": top.residual,
@@ -75,6 +77,7 @@ def preconditioned_mode(
             "mode_persistence": jnp.abs(jnp.vdot(top.vector, previous)),
             "mode_log_second_moment": jnp.vdot(weight, jnp.log(jnp.maximum(v, jnp.finfo(v.dtype).tiny))),
             "mode_dead_mass": jnp.sum(jnp.where(dead, weight, 0)),
+            "mode_floor_mass": jnp.sum(jnp.where(below, weight, 0)),
             "mode_refill": jnp.sum(weight**2 / p),
         }
         kept = jnp.where(jnp.all(jnp.isfinite(top.vector)), top.vector, previous)
@@ -100,6 +103,7 @@ MODE = {
     "mode_persistence": ("1", "cosine of the top modes of this and the previous record, in absolute value"),
     "mode_log_second_moment": ("ln gradient^2", "logarithm of the second moment along the mode, sum of w^2 ln v"),
     "mode_dead_mass": ("1", "share of w^2 on coordinates whose second moment is near the floor or has just jumped"),
+    "mode_floor_mass": ("1", "share of w^2 on coordinates whose second moment is below the floor or has just jumped"),
     "mode_refill": (
         "1 / (loss / parameter / P^1/2)^2",
         "sum of w^4 / P: what a unit gradient along the mode adds to ln v along it",

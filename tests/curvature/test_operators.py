@@ -199,3 +199,16 @@ def test_products_are_in_full_precision_unless_the_user_has_chosen():
 def test_dense_refuses_what_does_not_fit():
     with pytest.raises(ValueError, match=r"like: expected at most 30000 parameters.*got 40000"):
         curvature.dense(lambda vector: vector, jnp.ones(40_000))
+
+
+def test_an_objective_without_a_forward_mode_has_a_hessian():
+    """A custom_vjp whose forward rule calls the function itself, which JAX cannot push tangents through."""
+
+    @jax.custom_vjp
+    def cube(x):
+        return x**3
+
+    cube.defvjp(lambda x: (cube(x), x), lambda x, g: (3 * x**2 * g,))
+    x, v = jnp.array([1.0, -2.0, 0.5]), jnp.array([0.3, 1.0, -1.0])
+    product = jax.jit(lambda x, v: curvature.hessian(lambda x: jnp.sum(cube(x)), x)(v))
+    np.testing.assert_allclose(product(x, v), 6 * x * v, rtol=1e-6)

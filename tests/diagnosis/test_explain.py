@@ -193,3 +193,48 @@ def test_a_run_that_begins_without_a_loss_is_told_from_its_data():
     assert any("columns equal another" in finding for finding in found.findings)
     assert any("no state before" in text for text in found.untested)
     assert "not finite at step 0" in str(found)
+
+
+class TestUsersOwnDerivatives:
+    """A custom_vjp as JAX's documentation writes it: its forward rule calls the function itself."""
+
+    def test_a_wrong_bias_is_found_though_there_is_no_forward_mode(self):
+        @jax.custom_vjp
+        def layer(w, b, x):
+            return x @ w + b
+
+        layer.defvjp(
+            lambda w, b, x: (layer(w, b, x), (w, x)), lambda kept, g: (kept[1].T @ g, -g.sum(0), g @ kept[0].T)
+        )
+
+        def loss(params, batch):
+            hidden = jnp.tanh(layer(params["w1"], params["b1"], batch[0]))
+            return jnp.mean((layer(params["w2"], params["b2"], hidden) - batch[1]) ** 2)
+
+        def init(key):
+            first, second = jax.random.split(key)
+            weights = {"w1": jax.random.normal(first, (1, 4)), "w2": 0.3 * jax.random.normal(second, (4, 1))}
+            return weights | {"b1": jnp.zeros(4), "b2": jnp.zeros(1)}
+
+        x = np.linspace(-2, 2, 16)[:, None]
+        problem = ll.Problem(init, loss, (x, np.sin(2 * x) + 0.5), name="hand_written")
+        runs = ll.run(problem, optax.sgd, ll.Sweep({"learning_rate": [0.1]}, 1, 60, 1), progress=False)
+        found = ll.explain(runs, problem, optax.sgd)
+        assert found.cause is ll.Cause.wrong_gradient
+        assert found.remedies[0].verified
+        assert "b2" in found.remedies[0].change
+
+
+def test_labels_without_a_loss_at_the_first_step_are_the_cause():
+    x = np.random.default_rng(0).normal(size=(12, 2))
+    classes = np.where(np.arange(12) == 4, 3, np.arange(12) % 3)
+    problem = ll.Problem(
+        lambda key: jax.random.normal(key, (2, 3)),
+        lambda params, batch: optax.softmax_cross_entropy_with_integer_labels(batch[0] @ params, batch[1]).mean(),
+        (x, classes),
+        name="classes",
+    )
+    runs = ll.run(problem, optax.sgd, ll.Sweep({"learning_rate": [0.1]}, 1, 5, 1), progress=False)
+    found = ll.explain(runs, problem, optax.sgd)
+    assert found.cause is ll.Cause.invalid_labels
+    assert found.remedies[0].change == "mend the labels of rows 4"

@@ -135,3 +135,57 @@ def test_bad_input_is_named(call, words):
     with pytest.raises(ValueError, match=r".") as error:
         call()
     assert all(word in str(error.value) for word in words)
+
+
+class TestPrecisionOfTheLoss:
+    """A loss that computes in less than float64 whatever it is given, as networks with a dtype do."""
+
+    @staticmethod
+    def problem(dtype):
+        draws = np.random.default_rng(0)
+        x = draws.normal(size=(40, 3))
+        params = {"w": draws.normal(size=(3, 6)), "b": draws.normal(size=6), "v": draws.normal(size=6)}
+
+        def loss(params, batch):
+            w, b, v = (params[name].astype(dtype) for name in ("w", "b", "v"))
+            return jnp.mean((jnp.tanh(batch[0].astype(dtype) @ w + b) @ v - batch[1].astype(dtype)) ** 2)
+
+        return loss, params, (x, np.sin(x[:, 0]))
+
+    @pytest.mark.parametrize("dtype", ["float32", "float64"])
+    def test_a_right_gradient_is_right(self, dtype):
+        loss, params, batch = self.problem(dtype)
+        check = ll.check_gradient(loss, jax.grad(loss), params, batch)
+        assert check.ok
+        assert not check.autodiff_differs
+
+    @pytest.mark.parametrize("dtype", ["float32", "float64"])
+    def test_a_wrong_one_is_named(self, dtype):
+        loss, params, batch = self.problem(dtype)
+
+        def gradient(params, batch):
+            found = jax.grad(loss)(params, batch)
+            return found | {"b": -found["b"], "v": 1.01 * found["v"]}
+
+        assert ll.check_gradient(loss, gradient, params, batch).wrong == ("b", "v")
+
+    def test_a_numpy_loss_in_single_precision_is_differentiated_by_longer_steps(self):
+        draws = np.random.default_rng(1)
+        x, params = draws.normal(size=(30, 3)), {"w": draws.normal(size=3)}
+        y = draws.normal(size=30)
+
+        def loss(params, batch):
+            return float(np.mean((batch[0].astype(np.float32) @ params["w"].astype(np.float32) - batch[1]) ** 2))
+
+        def gradient(params, batch):
+            return {"w": 2 * batch[0].T @ (batch[0] @ params["w"] - batch[1]) / len(batch[1])}
+
+        assert ll.check_gradient(loss, gradient, params, (x, y)).ok
+        twice = ll.check_gradient(loss, lambda p, b: {"w": 2 * gradient(p, b)["w"]}, params, (x, y))
+        assert twice.wrong == ("w",)
+
+
+@pytest.mark.parametrize("value", ["text", None])
+def test_a_loss_that_is_no_number_is_named(value):
+    with pytest.raises(ValueError, match="loss: expected a scalar, got"):
+        ll.check_gradient(lambda params, batch: value, lambda params, batch: params, {"w": np.ones(2)}, np.ones(2))

@@ -162,3 +162,18 @@ def test_bad_input_is_named(call, words):
     with pytest.raises(ValueError, match=r".") as error:
         call()
     assert all(word in str(error.value) for word in words)
+
+
+class TestCurvesThatMislead:
+    def test_a_loss_that_grew_before_it_was_not_finite_diverged(self):
+        found = ll.explain_history([2.3, 2.1, 2.0, 1.9, 1.8, 50, 1e6, np.nan], 0.1)
+        assert found.cause is ll.Cause.learning_rate_above_threshold
+        assert found.sharpness is None  # faster than exponential: no one mode's growth
+        sudden = ll.explain_history([2.3, 2.1, 2.0, 1.9, 1.8, 1.7, 1.6, np.nan], 0.1)
+        assert sudden.cause is ll.Cause.floating_point
+
+    def test_a_slow_drift_is_neither_noise_nor_a_spike(self):
+        drift = ll.explain_history(1 + np.arange(30) / 1000, 0.1)
+        assert drift.cause is ll.Cause.unknown
+        overfitted = np.concatenate([np.linspace(1, 0.4, 30), np.linspace(0.4, 0.9, 40)])
+        assert ll.explain_history(overfitted, 1e-3, "adam").cause is ll.Cause.unknown

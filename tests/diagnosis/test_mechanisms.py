@@ -3,9 +3,10 @@
 import numpy as np
 import pytest
 import xarray as xr
+from matplotlib.text import Text
 
 from lossland.diagnosis.causes import Cause
-from lossland.diagnosis.explanation import remedies_of
+from lossland.diagnosis.explanation import Explanation, remedies_of
 from lossland.diagnosis.hygiene import check_labels
 from lossland.diagnosis.mechanisms import decide
 from lossland.diagnosis.observation import Observation, largest_rise, observe
@@ -89,7 +90,7 @@ class TestDecisions:
         assert decide(seen).cause is Cause[cause]
 
     def test_dead_coordinates_are_a_collapse(self):
-        seen = with_ratio(bumped(), 50.0, is_adaptive=True, moment_share=0.9, dead_mass=0.95, b2=0.999)
+        seen = with_ratio(bumped(), 50.0, is_adaptive=True, moment_share=0.9, floor_mass=0.95, b2=0.999)
         assert decide(seen).cause is Cause.epsilon_collapse
 
     def test_uphill_below_the_threshold_is_momentum(self):
@@ -250,3 +251,62 @@ def test_a_remedy_says_what_was_replayed_only_where_something_was():
     assert "replayed" not in remedy.change
     (remedy,) = remedies_of(seen.changed(arms={"unchanged": 1.0, "full_batch": 0.0}), ("full_batch",), {})
     assert "replayed on the full data" in remedy.change
+
+
+@pytest.mark.parametrize(
+    ("arm", "fields", "words"),
+    [
+        ("learning_rate_below", {}, "a smaller learning rate (replayed at half)"),
+        ("schedule_held", {}, "keep the learning rate at 0.1, or raise it by less"),
+        ("full_batch", {"has_random_layers": True}, "evaluation mode"),
+        ("full_batch", {"batch_size": 4}, "larger batches"),
+    ],
+)
+def test_below_the_threshold_no_rate_above_the_own_is_recommended(arm, fields, words):
+    """0.6 of the threshold: "learning rate below rate / 0.6" would be larger than the one that rose."""
+    seen = with_ratio(bumped(), 0.6, arms={"unchanged": 1.0, arm: 0.0}, **fields)
+    (remedy,) = remedies_of(seen, (arm,), {"rate": 0.1, "rate_before": 0.1})
+    assert words in remedy.change
+    assert "0.167" not in remedy.change
+
+
+def test_a_warm_up_from_0_is_not_kept_at_0():
+    seen = with_ratio(bumped(), 2.0)
+    (remedy,) = remedies_of(seen, ("schedule_held",), {"rate": 0.1, "rate_before": 0.0})
+    assert remedy.change == "raise the learning rate to less than 0.05"
+
+
+class TestLaggingMoments:
+    """g^2 / v of 8 at b2 = 0.9, where 10 is the most: a growing mode has it too, and then it is no cause."""
+
+    def test_beyond_the_threshold_the_mode_grows_by_itself(self):
+        seen = with_ratio(bumped(), 1.5, is_adaptive=True, moment_share=1.0, excess=8.0, b2=0.9, momentum=0.0)
+        assert decide(seen).cause is Cause.stale_second_moment
+
+    def test_below_it_a_jump_of_the_gradient_makes_long_steps_unless_momentum_spreads_them(self):
+        seen = with_ratio(bumped(), 0.3, is_adaptive=True, excess=8.0, b2=0.9, momentum=0.0)
+        assert decide(seen).cause is Cause.epsilon_collapse
+        assert decide(seen.changed(momentum=0.9)).cause is Cause.unknown  # no update beyond 1.17 rates
+        assert decide(seen.changed(momentum=0.9, b2=0.999, excess=400.0)).cause is Cause.epsilon_collapse
+
+
+class TestStories:
+    def test_a_loss_that_goes_below_0_does_not_become_infinite(self):
+        loss = np.where(STEPS < 100, 1 - STEPS / 50, 3.0)
+        story = Explanation(Cause.unknown, 0.3, {}, seen=observation(loss)).story
+        assert "peaked at step 100 at 3" in story
+        assert "infinite" not in story
+
+    def test_a_loss_that_crept_up_did_not_fall(self):
+        story = Explanation(Cause.healthy, 0.9, {}, seen=observation(1 + STEPS / 10_000)).story
+        assert story == "the loss over the full data went from 1 to 1.02 without a rise of 5%"
+
+
+def test_a_figure_names_settings_that_are_no_numbers_and_draws_what_proves_the_cause():
+    seen = with_ratio(bumped(), 0.3, batch_size=4)
+    curves = {"step": STEPS[90:120], **{name: np.ones(30) for name in ("learning_rate_below", "momentum_removed")}}
+    curves |= {name: np.ones(30) for name in ("second_moment_frozen", "eps_raised", "full_batch")}
+    made = Explanation(Cause.minibatch_noise, 0.9, {}, run={"dtype": "bfloat16", "seed": 1}, seen=seen, curves=curves)
+    figure = made.plot()
+    assert "full data" in {line.get_label() for line in figure.axes[0].lines}
+    assert any("dtype bfloat16" in text.get_text() for text in figure.findobj(Text))

@@ -108,7 +108,8 @@ def test_every_record_equals_the_dense_computation(x64, name):
     hessian = dense(PROBLEM, state.params)
     values, vectors = np.linalg.eigh(hessian / np.sqrt(np.outer(p, p)))
     top, w, h = values[-1], vectors[:, -1], g / np.sqrt(p)
-    dead = (np.sqrt(v) < adaptive_probes.DEAD * floor) | (v > adaptive_probes.JUMP * before)
+    jumped = v > adaptive_probes.JUMP * before
+    dead, below = jumped | (np.sqrt(v) < adaptive_probes.DEAD * floor), jumped | (np.sqrt(v) < floor)
     excess = g**2 / np.maximum(v, floor**2)
     expected = {
         "preconditioned_sharpness": top,
@@ -116,6 +117,7 @@ def test_every_record_equals_the_dense_computation(x64, name):
         "mode_gradient_cosine": abs(w @ h) / np.linalg.norm(h),
         "mode_log_second_moment": w**2 @ np.log(v),
         "mode_dead_mass": w**2 @ dead,
+        "mode_floor_mass": w**2 @ below,
         "mode_refill": w**4 @ (1 / p),
         "preconditioned_gradient_curvature": h @ (hessian / np.sqrt(np.outer(p, p))) @ h / (h @ h),
         "gradient_excess_rms": np.sqrt(excess.mean()),
