@@ -18,7 +18,7 @@ from lossland.curvature.operators import primitives
 from lossland.optimizers import Optimizer, as_optimizer
 from lossland.problems.problem import Batch, Params, Problem
 
-ADDED = {"factor": 1.0, "held": 0.0, "forked_at": 0.0, "max_norm": np.inf, "freeze": 0.0}
+ADDED = {"factor": 1.0, "held": 0.0, "forked_at": 0.0, "max_norm": np.inf, "freeze": 0.0, "forget": 0.0}
 """Arguments that an adjusted optimizer has besides its own, with what changes nothing."""
 CENTRAL = {np.dtype("float64"): 6e-6, np.dtype("float32"): 5e-3}
 """Step of a central difference: the cube root of the rounding unit."""
@@ -39,11 +39,13 @@ def adjusted(factory: Callable[..., Any]) -> Callable[..., optax.GradientTransfo
 
     Equation: gradient g min(1, max_norm / |g|) into the optimizer; its update times `factor`, and with held = 1 times
     rate(forked_at) / rate(now) where the learning rate is a schedule; with freeze = 1 the second moment `nu` of its
-    state stays as it was.
+    state stays as it was; with forget = 1 the sum of gradients `trace` in its state is 0 before every step.
     """
 
     def make(**arguments: Any) -> optax.GradientTransformationExtraArgs:
-        factor, held, forked_at, max_norm, freeze = (arguments.pop(name, usual) for name, usual in ADDED.items())
+        factor, held, forked_at, max_norm, freeze, forget = (
+            arguments.pop(name, usual) for name, usual in ADDED.items()
+        )
         inner = optax.with_extra_args_support(factory(**arguments))
         rate: Any = arguments.get("learning_rate")
 
@@ -54,7 +56,8 @@ def adjusted(factory: Callable[..., Any]) -> Callable[..., optax.GradientTransfo
             norm = optax.global_norm(updates)
             # 0 x infinity must not reach the update of a run that is not clipped.
             scale = jnp.where(norm > max_norm, max_norm / jnp.where(norm > 0, norm, 1), 1.0)
-            steps, after = inner.update(jax.tree.map(lambda g: g * scale, updates), state.inner, params, **extra)
+            begun = jax.tree.map(functools.partial(_forgotten, forget), state.inner, is_leaf=has_trace)
+            steps, after = inner.update(jax.tree.map(lambda g: g * scale, updates), begun, params, **extra)
             size = factor
             if callable(rate):
                 now, then = jnp.asarray(rate(forked_at + state.count)), jnp.asarray(rate(jnp.asarray(forked_at)))
@@ -84,6 +87,17 @@ def adopt(opt_state: Any, arguments: Any) -> AdjustedState:
 
 def _has_second_moment(node: Any) -> bool:
     return hasattr(node, "nu") and hasattr(node, "_replace")
+
+
+def has_trace(node: Any) -> bool:
+    """Whether a part of an optimizer's state is the decaying sum of gradients of a heavy ball."""
+    return hasattr(node, "trace") and hasattr(node, "_replace")
+
+
+def _forgotten(forget: Any, node: Any) -> Any:
+    if not has_trace(node):
+        return node
+    return node._replace(trace=jax.tree.map(lambda leaf: jnp.where(forget > 0, jnp.zeros_like(leaf), leaf), node.trace))
 
 
 def _frozen(freeze: Any, after: Any, before: Any) -> Any:

@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import jax
 import numpy as np
 import xarray as xr
 
-from lossland.diagnosis.arms import adjustable, adopt
+from lossland.diagnosis.arms import adjustable, adopt, has_trace
 from lossland.diagnosis.measurements import measured
 from lossland.diagnosis.observation import BEFORE, NEAR, Observation, Rise
 from lossland.diagnosis.replays import Case, momentum_of
@@ -124,8 +125,11 @@ def _arms(case: Case, seen: list[Observation], begun: np.ndarray, states: xr.Dat
     arms: dict[str, dict[str, Any]] = {"unchanged": {**base}, "learning_rate_below": {**base, "factor": factor}}
     if case.is_scheduled:
         arms["schedule_held"] = {**base, "held": 1.0, "forked_at": begun}
-    if momentum_of(case.tuned) > 0 and "momentum" in names:
-        arms["momentum_removed"] = {**base, "momentum": 0.0}
+    if momentum_of(case.tuned) > 0:
+        if "momentum" in names:
+            arms["momentum_removed"] = {**base, "momentum": 0.0}
+        elif any(map(has_trace, jax.tree.leaves(_state_of(case), is_leaf=has_trace))):
+            arms["momentum_removed"] = {**base, "forget": 1.0}
     if case.is_adaptive:
         arms["second_moment_frozen"] = {**base, "freeze": 1.0}
         if "b1" in names:
@@ -135,6 +139,11 @@ def _arms(case: Case, seen: list[Observation], begun: np.ndarray, states: xr.Dat
     if any(one.is_recurrent for one in seen):
         arms["clipped"] = {**base, "max_norm": _usual_norm(case, states)}
     return arms
+
+
+def _state_of(case: Case) -> Any:
+    """Shapes of the optimizer's state."""
+    return jax.eval_shape(case.tuned.init, case.problem.param_shapes)
 
 
 def _raised_eps(case: Case, seen: list[Observation]) -> np.ndarray:

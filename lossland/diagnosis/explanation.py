@@ -143,7 +143,7 @@ def remedies_of(seen: Observation, arms: tuple[str, ...], facts: Mapping[str, An
     found = []
     for arm in arms:
         verified = seen.removed(arm)
-        if verified is None and arm in ("eps_raised", "second_moment_frozen", "momentum_removed", "clipped"):
+        if verified is None and arm in ("eps_raised", "second_moment_frozen", "clipped"):
             continue
         text, predicted = _sentence(arm, seen, facts)
         if verified is not None and (replayed := _replayed(arm, seen)):
@@ -176,7 +176,9 @@ def _sentence(arm: str, seen: Observation, facts: Mapping[str, Any]) -> tuple[st
     if seen.batch_size is None and seen.has_random_layers:
         quieter = "judge the run by its loss in evaluation mode; less dropout or a smaller learning rate for less noise"
     else:
-        batch = f", of {facts['batch']} or more" if facts.get("batch") else ""
+        least = facts.get("batch", 0)
+        is_all = seen.num_examples is not None and least >= seen.num_examples
+        batch = ", of all data" if least and is_all else f", of {least} or more" if least else ""
         quieter = f"larger batches{batch}, or a smaller learning rate"
     values = {
         "below": below,

@@ -26,6 +26,8 @@ LAGS = 40.0
 """g^2 / v from which, below the threshold, a step is put down to a second moment that lags its gradient."""
 EXPLODES = 30.0
 """Gradient norm in the rise over its median before."""
+STEEPENS = 4.0
+"""Growth of the sharpness within a step that a mode at its threshold does not have."""
 ROUNDING = -float(np.log(np.finfo(np.float32).eps))
 """Growth, as a logarithm, that takes the rounding of float32 to 1."""
 UNPROVED = 0.5
@@ -47,7 +49,7 @@ PROOF: dict[Cause, tuple[str, ...]] = {
     Cause.wrong_gradient: ("right_gradient",),
     Cause.invalid_labels: ("valid_labels",),
     Cause.floating_point: ("float64",),
-    Cause.beyond_quadratic: ("learning_rate_below",),
+    Cause.beyond_quadratic: ("learning_rate_below", "clipped"),
 }
 """Arms of which one has to remove the rise, where they were replayed."""
 
@@ -322,11 +324,13 @@ def _wall(seen: Observation, rise: Rise) -> Verdict | None:
 
 
 def _met_in_one_step(seen: Observation, rise: Rise) -> bool:
-    """Whether the ratio to the threshold went from below a half to above 1 between two records, up to the rise."""
+    """Whether the ratio to the threshold went beyond 1 between two records, up to the rise, from below a half or by a
+    factor that no quadratic model survives."""
     near = (seen.ratio_step >= rise.valley - 2 * seen.resolution) & (seen.ratio_step <= rise.start)
     steps, ratios = seen.ratio_step[near], seen.ratio[near]
     neighbours = np.diff(steps) <= seen.resolution
-    return bool(np.any(neighbours & (ratios[:-1] < MAJORITY) & (ratios[1:] >= 1)))
+    met = (ratios[:-1] < MAJORITY) | (ratios[1:] > STEEPENS * ratios[:-1])
+    return bool(np.any(neighbours & met & (ratios[1:] >= 1)))
 
 
 def _growth(seen: Observation, rise: Rise) -> Verdict | None:

@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import xarray as xr
 
 from lossland.diagnosis.arms import evaluated
@@ -211,7 +212,8 @@ def tree_of(problem: Problem, flat: Any) -> Any:
 
 
 def momentum_of(optimizer: Optimizer) -> float:
-    """Decay of the first moment: `momentum` or `b1`, 0 where there is none, NaN where it is not a number."""
+    """Decay of the first moment: `momentum` or `b1`, or what a step with gradient 0 leaves of it in a chain; 0 where there
+    is none, NaN where it is not a number."""
     parameters = inspect.signature(optimizer.factory).parameters
     for name in ("momentum", "b1"):
         if name in parameters:
@@ -219,7 +221,30 @@ def momentum_of(optimizer: Optimizer) -> float:
             if value is None or value is inspect.Parameter.empty:
                 return 0.0
             return float(value) if isinstance(value, (int, float)) else np.nan
-    return 0.0
+    return _probed_momentum(optimizer)
+
+
+def _probed_momentum(optimizer: Optimizer) -> float:
+    """Decay of the moving sum or mean of gradients in the state of a chain, 0 where it holds none or several."""
+    params = {"probe": jnp.full((), 2.0**-40)}  # so small that weight decay is negligible
+    try:
+        made = optax.with_extra_args_support(optimizer.build())
+        _, before = made.update({"probe": jnp.ones(())}, made.init(params), params)
+        _, after = made.update({"probe": jnp.zeros(())}, before, params)
+    except (TypeError, ValueError, KeyError, AttributeError):  # made for other parameters, or in need of more
+        return 0.0
+    first, second = _moments(before), _moments(after)
+    return second[0] / first[0] if len(first) == len(second) == 1 and first[0] else 0.0
+
+
+def _moments(opt_state: Any) -> list[float]:
+    """First moments of the one parameter of a probe."""
+
+    def holds(node: Any) -> bool:
+        return any(isinstance(getattr(node, name, None), dict) for name in ("mu", "trace"))
+
+    nodes = [node for node in jax.tree.leaves(opt_state, is_leaf=holds) if holds(node)]
+    return [float((node.mu if hasattr(node, "mu") else node.trace)["probe"]) for node in nodes]
 
 
 def decay_of(optimizer: Optimizer) -> float:

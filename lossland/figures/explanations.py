@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from lossland.diagnosis.mechanisms import PROOF
 from lossland.figures import style
-from lossland.figures.labels import head, settle
+from lossland.figures.labels import head, scale_axis, settle
 
 ARMS = {
     "learning_rate_below": "smaller learning rate",
@@ -23,6 +23,8 @@ ARMS = {
 }
 SHOWN = 3
 """Arms that are drawn beside the run: those that prove the cause, then the first."""
+LONGEST = 2
+"""Steps of a recovery that are shown, in units of the climb: what comes back slowly would hide the rise."""
 AROUND = 0.6
 """Steps shown before and after the rise, in units of its length."""
 
@@ -62,7 +64,8 @@ def _window(seen: Any, rise: Any) -> tuple[float, float]:
     last = float(seen.step[-1])
     if rise is None:
         return 0.0, last
-    ends = rise.peak if rise.recovery is None else rise.recovery
+    climb = max(rise.peak - rise.valley, 20)
+    ends = min(last if rise.recovery is None else rise.recovery, rise.peak + LONGEST * climb)
     length = max(ends - rise.valley, 20)
     return max(rise.valley - AROUND * length, 0.0), min(ends + AROUND * length, last)
 
@@ -75,11 +78,14 @@ def _loss(ax: Axes, explanation: Any, window: tuple[float, float]) -> None:
     drawn = sorted((name for name in ARMS if name in curves), key=lambda name: name not in proof)[:SHOWN]
     for place, name in enumerate(drawn):
         color, dashes = style.CURVE_COLORS[place], style.CURVE_STYLES[place + 1]
-        ax.plot(curves["step"], curves[name], color=color, linestyle=dashes, linewidth=1.1, label=ARMS[name])
+        label = ARMS[name] + (", full data" if "full_batch" in curves and name != "full_batch" else "")
+        ax.plot(curves["step"], curves[name], color=color, linestyle=dashes, linewidth=1.1, label=label)
     if explanation.rise is not None:
         ax.axvline(explanation.rise.start, color=style.RULE, linewidth=0.8, zorder=0)
     positive = seen.loss[inside]
     ax.set(yscale="log" if len(positive) and positive.min() > 0 else "linear", ylabel="loss", xlim=window)
+    if ax.get_yscale() == "log":
+        scale_axis(ax, "y", *ax.get_ylim(), log=True)
     ax.legend(frameon=False, fontsize=style.SMALL, loc="best", handlelength=2.2)
 
 

@@ -8,6 +8,7 @@ import pytest
 
 import lossland as ll
 from lossland.diagnosis.arms import adjustable, differentiated_numerically, is_recurrent
+from lossland.diagnosis.replays import momentum_of
 from lossland.optimizers import Optimizer, Schedule
 from lossland.reproductions.fault_scenarios import by_hand, curve, flipped, jump
 
@@ -78,3 +79,30 @@ def test_recurrence_is_a_loop_in_the_program():
     problem = ll.Problem(lambda key: {"u": jax.random.normal(key, ())}, loss, np.ones(5, np.float32))
     assert is_recurrent(problem)
     assert not is_recurrent(curve())
+
+
+class TestChains:
+    """Optimizers of a user's own, whose arguments do not say what they remember."""
+
+    @staticmethod
+    def heavy_ball(learning_rate, decay=0.9):
+        return optax.chain(
+            optax.add_decayed_weights(1e-3), optax.trace(decay), optax.scale_by_learning_rate(learning_rate)
+        )
+
+    @staticmethod
+    def clipped_adam(learning_rate):
+        return optax.chain(optax.clip_by_global_norm(1.0), optax.adam(learning_rate, b1=0.8))
+
+    @staticmethod
+    def clipped_sgd(learning_rate):
+        return optax.chain(optax.clip_by_global_norm(1.0), optax.sgd(learning_rate))
+
+    @pytest.mark.parametrize(("name", "decay"), [("heavy_ball", 0.9), ("clipped_adam", 0.8), ("clipped_sgd", 0.0)])
+    def test_the_decay_of_the_first_moment_is_measured(self, name, decay):
+        assert momentum_of(Optimizer(getattr(self, name), learning_rate=0.1)) == pytest.approx(decay, rel=1e-6)
+
+    def test_what_is_forgotten_is_the_momentum(self):
+        without = steps_of(Optimizer(self.heavy_ball, learning_rate=0.1, decay=0.0))[0]
+        forgetful = steps_of(adjustable(Optimizer(self.heavy_ball, learning_rate=0.1)), forget=1.0)[0]
+        np.testing.assert_allclose(forgetful, without, rtol=1e-6)

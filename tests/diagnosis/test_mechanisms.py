@@ -115,6 +115,8 @@ class TestDecisions:
         steps = np.array([0.0, 97, 98, 99, 199])
         met = seen.changed(ratio_step=steps, ratio=np.array([0.1, 0.1, 0.1, 2.5, 0.1]))
         assert decide(met).cause is Cause.beyond_quadratic
+        chaotic = seen.changed(ratio_step=steps, ratio=np.array([0.4, 1.6, 1.1, 5.7, 4.5]))
+        assert decide(chaotic).cause is Cause.beyond_quadratic
         sharpened = seen.changed(ratio_step=steps, ratio=np.array([0.1, 0.9, 1.0, 1.1, 0.9]))
         assert decide(sharpened).cause is Cause.edge_of_stability
 
