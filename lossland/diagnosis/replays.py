@@ -212,8 +212,10 @@ def tree_of(problem: Problem, flat: Any) -> Any:
 
 
 def momentum_of(optimizer: Optimizer) -> float:
-    """Decay of the first moment: `momentum` or `b1`, or what a step with gradient 0 leaves of it in a chain; 0 where there
-    is none, NaN where it is not a number."""
+    """Decay of the first moment: `momentum` or `b1`, or in a chain what a step with gradient 0 leaves of it.
+
+    0 where there is none, NaN where it is not a number.
+    """
     parameters = inspect.signature(optimizer.factory).parameters
     for name in ("momentum", "b1"):
         if name in parameters:
