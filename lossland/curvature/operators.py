@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jax.flatten_util import ravel_pytree
 
-from lossland.arguments import ARRAY, FUNCTION, TREE, count, expects
+from lossland.arguments import ARRAY, FUNCTION, TREE, calling, count, expects
 
 Params: TypeAlias = Any
 Matvec: TypeAlias = Callable[[Params], Params]
@@ -37,6 +37,26 @@ def full_precision() -> Iterator[None]:
         yield
 
 
+def scalar(objective: Callable[[Params], Array], name: str = "objective") -> Callable[[Params], Array]:
+    """Return the objective with a check, whenever it is traced, that it gives one real number.
+
+    Raises ValueError, from the returned function, where it gives anything else or cannot be called with the parameters.
+    """
+    wanted = "a function that returns one real number, shape ()"
+
+    def checked(params: Params) -> Array:
+        with calling(name, wanted):
+            value = jnp.asarray(objective(params))
+        if value.shape != () or not jnp.issubdtype(value.dtype, jnp.floating):
+            raise ValueError(
+                f"{name}: expected {wanted}, got shape {value.shape} of {value.dtype}; "
+                "take the mean over examples, or their sum"
+            )
+        return value
+
+    return checked
+
+
 @expects(objective=FUNCTION, params=TREE)
 def hessian(objective: Callable[[Params], Array], params: Params) -> Matvec:
     """Build the product v -> H v with the Hessian H = d^2 objective / d params^2 at `params`, linearised once.
@@ -45,10 +65,10 @@ def hessian(objective: Callable[[Params], Array], params: Params) -> Matvec:
     memory (for more data than fits, `in_chunks`). objective: params -> `Float[Array, ""]`, the full-batch training
     loss. Units: [objective] / [params]^2: 2 / learning_rate is the threshold of gradient descent on this objective.
 
-    Raises TypeError (from JAX) where the objective is not a real scalar.
+    Raises ValueError where the objective is not a real scalar.
     """
     with full_precision():
-        return jax.linearize(jax.grad(objective), params)[1]
+        return jax.linearize(jax.grad(scalar(objective)), params)[1]
 
 
 @expects(predict=FUNCTION, loss=FUNCTION, params=TREE)
@@ -59,9 +79,10 @@ def gauss_newton(predict: Callable[[Params], Any], loss: Callable[[Any], Array],
     model. predict: params -> pytree of outputs; loss: outputs -> `Float[Array, ""]`, targets and normalisation inside.
     """
     with full_precision():
-        outputs, push = jax.linearize(predict, params)
+        with calling("predict", "a function of the parameters that returns the model's outputs"):
+            outputs, push = jax.linearize(predict, params)
         pull = jax.linear_transpose(push, params)
-        curve = hessian(loss, outputs)
+        curve = jax.linearize(jax.grad(scalar(loss, "loss")), outputs)[1]
     return lambda vector: pull(curve(push(vector)))[0]
 
 
@@ -78,7 +99,8 @@ def fisher(
     Source: Martens 2020, sections 5 and 9: equal to Gauss-Newton for these three likelihoods.
     """
     with full_precision():
-        outputs, push = jax.linearize(predict, params)
+        with calling("predict", "a function of the parameters that returns the model's outputs"):
+            outputs, push = jax.linearize(predict, params)
         pull = jax.linear_transpose(push, params)
     return lambda vector: pull(output_fisher(outputs, push(vector)))[0]
 
@@ -113,7 +135,8 @@ def empirical_fisher(example_losses: Callable[[Params], Array], params: Params) 
     Raises ValueError where example_losses does not return a vector.
     """
     with full_precision():
-        losses, push = jax.linearize(example_losses, params)
+        with calling("example_losses", "a function of the parameters that returns one loss for each example"):
+            losses, push = jax.linearize(example_losses, params)
         if losses.ndim != 1:
             raise ValueError(
                 f"example_losses: expected one loss for each example, shape (n,), got {losses.shape}; "
@@ -247,7 +270,14 @@ def flatten(matvec: Matvec, like: Params) -> tuple[Callable[[Array], Array], Cal
     _, unravel = ravel_pytree(like)
 
     def matvec_flat(vector: Array) -> Array:
-        return ravel_pytree(matvec(unravel(vector)))[0]
+        with calling("matvec", "a product that maps a pytree like `like` to one like it"):
+            product = ravel_pytree(matvec(unravel(vector)))[0]
+        if product.shape != vector.shape:
+            raise ValueError(
+                f"matvec: expected a product that maps a pytree like `like`, {vector.size} numbers, to one like it, "
+                f"got {product.size} numbers"
+            )
+        return product
 
     return matvec_flat, unravel
 
