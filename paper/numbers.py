@@ -137,6 +137,7 @@ def settings(results: Results) -> dict[str, Callable[[], Any]]:
         "edge_pairs": lambda: sum(
             len(pairs) for pairs in results.arguments("edge_of_stability", "edge_of_stability_figure")[1].values()
         ),
+        "rnn_rate": lambda: module("rnn_sequences").STEEP_RATE,
         "lstm_epochs": lambda: results.arguments("keras_lstm", "keras_lstm_figure")[0].sizes["epoch"],
         "map_settings": lambda: above_floor().size,
         "map_settings_above_floor": lambda: int(above_floor().sum()),

@@ -95,7 +95,7 @@ def _rnn_sequences(ax: Axes, results: Results) -> None:
     ax.axhline(0.9, color=style.GREY, linewidth=0.6, linestyle=":")
     ax.set(xlabel="step", ylabel="loss, accuracy")
     known = "gradient_jump_median" in results.targets("rnn_sequences")
-    words = "gradients\nexplode within a step" if known else "learns,\nthen gets worse"
+    words = "gradients\nexplode within a step" if known else "learns,\nthen its loss rises"
     ax.set_title(f"4. Recurrent classifier: {words}", loc="left")
     ax.legend(frameon=False, loc="center right")
 
