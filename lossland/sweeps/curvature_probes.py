@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
-from lossland.curvature import estimates, lanczos, operators, spectra, spectra
+from lossland.curvature import estimates, lanczos, operators, spectra
 from lossland.optimizers import Optimizer
 from lossland.problems.problem import Problem
 from lossland.sweeps.preconditioners import FindSecondMoment, next_preconditioner
