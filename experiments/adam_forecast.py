@@ -5,7 +5,7 @@ from experiments.experiment import Experiment
 EXPERIMENT = Experiment(
     stem="adam_forecast",
     shows="hit rate, false alarms and lead time beside two cheaper alarms",
-    figures=(8,),
+    figures=(11,),
     section="Adam late in training",
     fast="1 min",
     full="6 min",

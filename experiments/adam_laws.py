@@ -5,7 +5,7 @@ from experiments.experiment import Experiment
 EXPERIMENT = Experiment(
     stem="adam_laws",
     shows="every law against the optimizer itself in float64, over many settings",
-    figures=(8,),
+    figures=(9,),
     section="Adam late in training",
     fast="1 min",
     full="4 min",

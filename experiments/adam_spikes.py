@@ -5,7 +5,7 @@ from experiments.experiment import Experiment
 EXPERIMENT = Experiment(
     stem="adam_spikes",
     shows="the edge, the lag before a spike shows, what drives it, and which interventions remove it",
-    figures=(8,),
+    figures=(10,),
     section="Adam late in training",
     fast="2 min",
     full="12 min",

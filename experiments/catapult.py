@@ -6,7 +6,7 @@ EXPERIMENT = Experiment(
     stem="catapult",
     shows="loss thrown up from learning rate x kernel = 2 on, lost beyond 4, at three widths",
     figures=(3,),
-    section="Catapults",
+    section="Thresholds and catapults",
     fast="20 s",
     full="1 min",
 )

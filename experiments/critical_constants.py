@@ -6,7 +6,7 @@ EXPERIMENT = Experiment(
     stem="critical_constants",
     shows="where loss and sharpness first rise and where runs diverge, at several widths",
     figures=(),
-    section="Catapults",
+    section="Thresholds and catapults",
     fast="2 min",
     full="10 min",
 )

@@ -5,7 +5,7 @@ from experiments.experiment import Experiment
 EXPERIMENT = Experiment(
     stem="edge_of_stability",
     shows="sharpness over each optimizer's own threshold: it rises to 1 and stays",
-    figures=(4,),
+    figures=(5,),
     section="Edge of stability",
     fast="4 min",
     full="8 min",

@@ -5,7 +5,7 @@ from experiments.experiment import Experiment
 EXPERIMENT = Experiment(
     stem="fault_injection",
     shows="confusion matrix of planted and named causes, and how often the named remedy works in replay",
-    figures=(10,),
+    figures=(13,),
     section="Why did it rise?",
     fast="3 min",
     full="40 min",

@@ -170,7 +170,7 @@ def norm_error(direction: Any, params: Any) -> float:
 EXPERIMENT = Experiment(
     stem="landscapes",
     shows="the loss along top eigenvectors, over planes and in spectra, before and after a catapult and a late spike",
-    figures=(11,),
+    figures=(1, 14),
     section="Landscapes",
     fast="2 min",
     full="2 min",

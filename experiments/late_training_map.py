@@ -5,8 +5,8 @@ from experiments.experiment import Experiment
 EXPERIMENT = Experiment(
     stem="late_training_map",
     shows="how likely, how early and at what price, beside what theory says from states of other seeds",
-    figures=(9,),
-    section="Late training",
+    figures=(12,),
+    section="The late-training map",
     fast="2 min",
     full="15 min",
 )

@@ -21,6 +21,7 @@ from jax.flatten_util import ravel_pytree
 
 from lossland.arguments import FUNCTION, KEY, TREE, count, either, expects, number, optional, pair, several
 from lossland.curvature import hessian, top_eigenpairs
+from lossland.curvature.operators import scalar
 
 __all__ = [
     "filter_normalised",
@@ -228,7 +229,7 @@ def gradient_direction(objective: Objective, params: Params) -> Params:
     Raises:
         ValueError: if the gradient is zero or not finite.
     """
-    gradient = jax.grad(objective)(params)
+    gradient = jax.grad(scalar(objective))(params)
     flat, unravel = ravel_pytree(gradient)
     norm = float(jnp.linalg.norm(flat))
     if not (np.isfinite(norm) and norm > 0):
@@ -346,7 +347,7 @@ def _losses(
             def moved(leaf: Array, *along: Array) -> Array:
                 return leaf + sum(place[index] * move for index, move in enumerate(along))
 
-            return objective(jax.tree.map(moved, origin, *moves))
+            return scalar(objective)(jax.tree.map(moved, origin, *moves))
 
         return lax.map(one, places, batch_size=batch_size)
 

@@ -2,7 +2,8 @@
 
 In the text, `\\val{STEM.NUMBER}` is what was measured and `\\want{STEM.NUMBER}` what was expected; `\\val[STYLE]{...}`
 says how it is written; `\\set{NAME}` is a setting or a count, computed in `settings`; `\\made{STEM}` says for a caption
-how a result was made. Only what the text asks for is written, and what it asks for must exist.
+how a result was made; `\\byprofile{STEM}{FULL}{FAST}` is one text where the experiment was run in full, the other where
+it was not. Only what the text asks for is written, and what it asks for must exist.
 """
 
 from __future__ import annotations
@@ -20,11 +21,14 @@ import numpy as np
 
 from experiments.catalogue import STEMS, experiment
 from experiments.experiment import RESULTS
+from lossland.stability.intervals import binomial_interval
 from lossland.sweeps.archive import write_whole
+from paper.prose import by_profile
 from paper.sources import BUILD, PAPER, MissingSummaryError, Results, benchmark
 
 ASKED = re.compile(r"\\(val|want|set)(?:\[(\w+)\])?\{([^}]+)\}")
 MADE = re.compile(r"\\made\{([^}]+)\}")
+BY_PROFILE = re.compile(r"\\byprofile\{(\w+)\}")
 NOT_MEASURED = r"\emph{not measured}"
 
 
@@ -57,8 +61,8 @@ STYLES: dict[str, Callable[[Any], str]] = {
     "five": lambda value: _interval(lambda x: scientific(x, 5))(value),
     "exact": lambda value: scientific(value, fewest_digits(value)),
     "int": lambda value: f"{round(value):,}".replace(",", r"\,"),
-    "percent": lambda value: rf"{100 * value:.0f}\,\%",
-    "permille": lambda value: rf"{100 * value:.1f}\,\%",
+    "percent": lambda value: _interval(lambda x: rf"{100 * x:.0f}\,\%")(value),
+    "permille": lambda value: _interval(lambda x: rf"{100 * x:.1f}\,\%")(value),
     "word": str,
 }
 """How a number is written: significant digits in words, a whole number, a share in per cent."""
@@ -85,6 +89,28 @@ def settings(results: Results) -> dict[str, Callable[[], Any]]:
     def landscapes(name: str) -> Any:
         return getattr(experiment_module("landscapes"), name)
 
+    def planted() -> tuple[int, int]:
+        """Scenarios that limits were set on, and runs of them on seeds that none was set on."""
+        scenarios = module("fault_injection").SCENARIOS
+        healthy = {one.name for one in scenarios if one.cause is module("fault_injection").Cause.healthy}
+        counts, names, _, held_out, _ = results.arguments("fault_injection", "confusion_figure")
+        own = [not held and name not in healthy for name, held in zip(names, held_out, strict=True)]
+        return sum(own), int(np.asarray(counts)[own].sum())
+
+    def planted_right() -> Any:
+        share, runs = results.targets("fault_injection")["right_on_held_out_seeds"]["measured"], planted()[1]
+        return [float(bound) for bound in binomial_interval(round(share * runs), runs)]
+
+    def above_floor() -> np.ndarray:
+        expected = results.arguments("late_training_map", "late_training_figure")[1]
+        return np.asarray(expected["eps"] / expected["epsilon_floor"]) > module("late_training_map").MARGIN
+
+    def forked() -> Any:
+        return results.arguments("adam_spikes", "interventions_figure")[0]
+
+    def forecast(place: int) -> Any:
+        return results.arguments("adam_forecast", "forecast_figure")[place]
+
     return {
         "targets": lambda: len(judged()),
         "targets_reproduced": reproduced,
@@ -98,9 +124,24 @@ def settings(results: Results) -> dict[str, Callable[[], Any]]:
         "spike_rate": lambda: module("adam_spikes").RATE,
         "spike_b2": lambda: module("adam_spikes").B2,
         "spike_before": lambda: module("adam_spikes").BEFORE,
-        "map_seeds": lambda: len(module("late_training_map").MEASURED),
+        "spike_count": lambda: results.arguments("adam_spikes", "spikes_figure")[1].sizes["spike"],
+        "spike_states": lambda: forked().sizes["state"],
+        "spike_horizon": lambda: module("adam_spikes").HORIZON,
+        "frozen_without_a_spike": lambda: float(np.isinf(forked()["spike"].sel(arm="second_moment_frozen")).mean()),
+        "forecast_spikes": lambda: forecast(1).sizes["spike"],
+        "forecast_lead": lambda: forecast(0).attrs["lead"],
+        "forecast_false_alarms": lambda: forecast(0).attrs["false_alarms"],
+        "planted_scenarios": lambda: planted()[0],
+        "planted_runs": lambda: planted()[1],
+        "planted_right": planted_right,
+        "edge_pairs": lambda: sum(
+            len(pairs) for pairs in results.arguments("edge_of_stability", "edge_of_stability_figure")[1].values()
+        ),
+        "rnn_rate": lambda: module("rnn_sequences").STEEP_RATE,
+        "lstm_epochs": lambda: results.arguments("keras_lstm", "keras_lstm_figure")[0].sizes["epoch"],
+        "map_settings": lambda: above_floor().size,
+        "map_settings_above_floor": lambda: int(above_floor().sum()),
         "map_margin": lambda: module("late_training_map").MARGIN,
-        "transition_level": lambda: module("cosine_quadratic").FRACTAL,
         "eigenvalue_tolerance": lambda: 1e-4,
         "slice_near": lambda: landscapes("NEAR"),
         "edge_band": lambda: max(module("edge_of_stability").ALLOWED.values()),
@@ -166,6 +207,11 @@ def value_of(results: Results, macro: str, key: str) -> Any:
     return _finite(targets[name]["measured" if macro == "val" else "expected"])
 
 
+def in_full(results: Results, stem: str) -> bool:
+    """Whether an experiment was run in full."""
+    return results.has(stem) and results.summary(stem)["profile"] == "full"
+
+
 def _finite(value: Any) -> Any:
     """Read the words back that JSON has for infinity and NaN."""
     if isinstance(value, list):
@@ -176,6 +222,9 @@ def _finite(value: Any) -> Any:
 def written(results: Results, text: str) -> str:
     """Return `numbers.tex` for a text."""
     lines = ["% Written by paper/numbers.py from the summaries; not to be edited."]
+    for stem in dict.fromkeys(BY_PROFILE.findall(text)):
+        lines.append(rf"\expandafter\def\csname full:{stem}\endcsname{{{int(in_full(results, stem))}}}")
+    text = by_profile(text, lambda stem: in_full(results, stem))
     for macro, style, key in asked(text):
         try:
             shown = STYLES[style or ("exact" if macro == "set" else "")](value_of(results, macro, key))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 
 _DROPPED = (
     r"(?<!\\)%.*",  # comments
@@ -10,7 +11,7 @@ _DROPPED = (
     r"\\begin\{(equation|align)\*?\}.*?\\end\{\1\*?\}",
     r"\\begin\{(?:minipage|longtable|figure|table)\*?\}(?:\[[^\]]*\])?(?:\{(?:[^{}]|\{[^{}]*\})*\})?",
     r"\\(?:val|want|set)(?:\[\w*\])?\{[^}]*\}",
-    r"\\(?:made|cite[tp]?|label|ref|includegraphics|input|bibliography(?:style)?|end|begin|setlength|vspace|hspace)"
+    r"\\(?:made|byprofile|cite[tp]?|label|ref|includegraphics|input|bibliography(?:style)?|end|begin|setlength|vspace|hspace)"
     r"(?:\[[^\]]*\])?\{[^}]*\}",
     r"\\multicolumn\{\d\}",
 )
@@ -39,14 +40,31 @@ def bare_numbers(text: str) -> list[str]:
 
 def captions(text: str) -> list[str]:
     """Return every caption, balanced braces and all."""
-    found = []
-    for match in re.finditer(r"\\caption\{", text):
-        depth, place = 1, match.end()
-        while depth:
-            depth += {"{": 1, "}": -1}.get(text[place], 0)
-            place += 1
-        found.append(text[match.end() : place - 1])
-    return found
+    return [text[match.end() : _closed(text, match.end())] for match in re.finditer(r"\\caption\{", text)]
+
+
+def by_profile(text: str, chosen: Callable[[str], bool]) -> str:
+    r"""Return the text with each `\byprofile{STEM}{FULL}{FAST}` of the document replaced by FULL where `chosen(STEM)`,
+    by FAST elsewhere."""
+    start = text.find(r"\begin{document}")
+    while (place := text.find(r"\byprofile{", max(start, 0))) >= 0:
+        parts, end = [], place + len(r"\byprofile")
+        for _ in range(3):
+            close = _closed(text, end + 1)
+            parts.append(text[end + 1 : close])
+            end = close + 1
+        stem, full, fast = parts
+        text = text[:place] + (full if chosen(stem) else fast) + text[end:]
+    return text
+
+
+def _closed(text: str, place: int) -> int:
+    """Return where the brace closes that opened before this place."""
+    depth = 1
+    while depth:
+        depth += {"{": 1, "}": -1}.get(text[place], 0)
+        place += 1
+    return place - 1
 
 
 def figures(text: str) -> list[tuple[list[str], str]]:

@@ -4,11 +4,12 @@ Operators are functions from pytree to pytree (`hessian`, `gauss_newton`, `fishe
 `restrict`). `top_eigenpairs`, `lowest_eigenpairs` and `largest_magnitude_eigenpairs` find eigenvalues of one, with the
 residuals that certify them; `trace` and `spectral_density` estimate what depends on all, with standard errors;
 `cross_check` compares any of these with the dense matrix in float64. `outermost_eigenpair` is for matrices that are not
-symmetric. `top_eigenpair` is the solver of one eigenvalue on
-flat vectors, for many runs along training.
+symmetric. `top_eigenpair` is the solver of one eigenvalue on flat vectors, for many runs along training.
 """
 
 from lossland.curvature.arnoldi import OutermostEigenpair, balancing, outermost_eigenpair
+from lossland.curvature.cross_checks import CrossCheck, cross_check
+from lossland.curvature.estimates import Estimate, SpectralDensity, spectral_density, trace
 from lossland.curvature.lanczos import TopEigenpair, top_eigenpair
 from lossland.curvature.operators import (
     bernoulli,
@@ -28,18 +29,12 @@ from lossland.curvature.operators import (
     restrict,
 )
 from lossland.curvature.spectra import (
-    CrossCheck,
     Eigenpairs,
-    Estimate,
-    SpectralDensity,
     alignment,
-    cross_check,
     gradient_curvature,
     largest_magnitude_eigenpairs,
     lowest_eigenpairs,
-    spectral_density,
     top_eigenpairs,
-    trace,
     warm_start,
 )
 

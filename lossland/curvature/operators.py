@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jax.flatten_util import ravel_pytree
 
-from lossland.arguments import ARRAY, FUNCTION, TREE, count, expects
+from lossland.arguments import ARRAY, FUNCTION, TREE, calling, count, expects
 
 Params: TypeAlias = Any
 Matvec: TypeAlias = Callable[[Params], Params]
@@ -39,6 +39,26 @@ def full_precision() -> Iterator[None]:
         yield
 
 
+def scalar(objective: Callable[[Params], Array], name: str = "objective") -> Callable[[Params], Array]:
+    """Return the objective with a check, whenever it is traced, that it gives one real number.
+
+    Raises ValueError, from the returned function, where it gives anything else or cannot be called with the parameters.
+    """
+    wanted = "a function that returns one real number, shape ()"
+
+    def checked(params: Params) -> Array:
+        with calling(name, wanted):
+            value = jnp.asarray(objective(params))
+        if value.shape != () or not jnp.issubdtype(value.dtype, jnp.floating):
+            raise ValueError(
+                f"{name}: expected {wanted}, got shape {value.shape} of {value.dtype}; "
+                "take the mean over examples, or their sum"
+            )
+        return value
+
+    return checked
+
+
 @expects(objective=FUNCTION, params=TREE)
 def hessian(objective: Callable[[Params], Array], params: Params) -> Matvec:
     """Build the product v -> H v with the Hessian H = d^2 objective / d params^2 at `params`, linearised once.
@@ -50,9 +70,9 @@ def hessian(objective: Callable[[Params], Array], params: Params) -> Matvec:
     An objective without a forward mode (a `custom_vjp` whose forward rule calls the function itself) is differentiated
     in reverse twice, v -> H^T v: the same product, unless its gradient is not that of any function.
 
-    Raises TypeError (from JAX) where the objective is not a real scalar.
+    Raises ValueError where the objective is not a real scalar.
     """
-    gradient = jax.grad(objective)
+    gradient = jax.grad(scalar(objective))
     with full_precision():
         push = jax.linearize(gradient, params)[1]
         # What has no forward mode raises only when it is run.
@@ -83,9 +103,10 @@ def gauss_newton(predict: Callable[[Params], Any], loss: Callable[[Any], Array],
     model. predict: params -> pytree of outputs; loss: outputs -> `Float[Array, ""]`, targets and normalisation inside.
     """
     with full_precision():
-        outputs, push = jax.linearize(predict, params)
+        with calling("predict", "a function of the parameters that returns the model's outputs"):
+            outputs, push = jax.linearize(predict, params)
         pull = jax.linear_transpose(push, params)
-        curve = hessian(loss, outputs)
+        curve = jax.linearize(jax.grad(scalar(loss, "loss")), outputs)[1]
     return lambda vector: pull(curve(push(vector)))[0]
 
 
@@ -102,7 +123,8 @@ def fisher(
     Source: Martens 2020, sections 5 and 9: equal to Gauss-Newton for these three likelihoods.
     """
     with full_precision():
-        outputs, push = jax.linearize(predict, params)
+        with calling("predict", "a function of the parameters that returns the model's outputs"):
+            outputs, push = jax.linearize(predict, params)
         pull = jax.linear_transpose(push, params)
     return lambda vector: pull(output_fisher(outputs, push(vector)))[0]
 
@@ -137,7 +159,8 @@ def empirical_fisher(example_losses: Callable[[Params], Array], params: Params) 
     Raises ValueError where example_losses does not return a vector.
     """
     with full_precision():
-        losses, push = jax.linearize(example_losses, params)
+        with calling("example_losses", "a function of the parameters that returns one loss for each example"):
+            losses, push = jax.linearize(example_losses, params)
         if losses.ndim != 1:
             raise ValueError(
                 f"example_losses: expected one loss for each example, shape (n,), got {losses.shape}; "
@@ -271,7 +294,14 @@ def flatten(matvec: Matvec, like: Params) -> tuple[Callable[[Array], Array], Cal
     _, unravel = ravel_pytree(like)
 
     def matvec_flat(vector: Array) -> Array:
-        return ravel_pytree(matvec(unravel(vector)))[0]
+        with calling("matvec", "a product that maps a pytree like `like` to one like it"):
+            product = ravel_pytree(matvec(unravel(vector)))[0]
+        if product.shape != vector.shape:
+            raise ValueError(
+                f"matvec: expected a product that maps a pytree like `like`, {vector.size} numbers, to one like it, "
+                f"got {product.size} numbers"
+            )
+        return product
 
     return matvec_flat, unravel
 

@@ -9,6 +9,7 @@ import numpy as np
 
 from lossland.diagnosis.causes import Cause
 from lossland.diagnosis.observation import BEFORE, NEAR, OVERFLOWS, Observation, RateRise, Rise
+from lossland.stability.update_size import update_bound
 
 CLIMB = 1.01
 """Growth of the loss in a record that belongs to an earlier rise."""
@@ -260,15 +261,12 @@ def _collapse(seen: Observation, rise: Rise) -> Verdict | None:
 
 
 def _lagging(seen: Observation) -> float:
-    """g^2 / v that a second moment has which lags a jump of the gradient; infinity where no jump makes long updates.
-
-    Equation: |update| / rate <= (1 - b1) / sqrt((1 - b2) (1 - b1^2 / b2)), whatever the gradients.
-    """
-    b1, b2 = (seen.momentum if seen.momentum > 0 else 0.0), seen.b2
-    if not 0 < b2 < 1:
+    """g^2 / v that a second moment has which lags a jump of the gradient; infinity where no jump makes long updates."""
+    if not 0 < seen.b2 < 1:
         return np.inf
-    left = (1 - b2) * (1 - b1**2 / b2)
-    return STALE / (1 - b2) if left <= 0 or (1 - b1) / np.sqrt(left) > LONG else np.inf
+    return (
+        STALE / (1 - seen.b2) if update_bound(seen.momentum if seen.momentum > 0 else 0.0, seen.b2) > LONG else np.inf
+    )
 
 
 def _threshold(seen: Observation, rise: Rise) -> Verdict | None:

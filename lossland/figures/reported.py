@@ -43,7 +43,7 @@ def linear_regression_figure(
         left.annotate(
             "2 / sharpness",
             (place, 2 / sharpness_of(place)),
-            (0, 6),
+            (10, 10),
             textcoords="offset points",
             color="white",
             ha="center",

@@ -21,6 +21,8 @@ BULK = 1.0
 
 
 TICKS = (-1000, -100, -10, 0, 10, 100, 1000)
+ON_WHITE: dict[str, Any] = {"frameon": True, "facecolor": "white", "edgecolor": "none", "framealpha": 0.9}
+"""A legend that lines may run behind."""
 
 
 def plot_densities(ax: Axes, densities: Mapping[str, xr.Dataset]) -> None:
@@ -43,7 +45,7 @@ def plot_densities(ax: Axes, densities: Mapping[str, xr.Dataset]) -> None:
         ax.set(xlim=(min(1.2 * low, -BULK), 1.2 * high))
         ax.set_xticks([tick for tick in TICKS if 1.2 * low <= tick <= 1.2 * high])
         ax.minorticks_off()
-        ax.legend(frameon=False, loc="upper right")
+        ax.legend(**ON_WHITE, fontsize=style.SMALL, loc="upper right", handlelength=1.8, labelspacing=0.2)
         style.dress(ax)
 
 
@@ -57,11 +59,11 @@ def landscapes_figure(scenes: Mapping[str, Mapping[str, Any]]) -> Figure:
     """
     with style.house_style():
         figure = Figure(figsize=(2 * style.WIDTH, 2.15 * len(scenes)), layout="constrained")
-        rows: Any = figure.subplots(len(scenes), 4, squeeze=False)
+        rows: Any = figure.subplots(len(scenes), 4, squeeze=False, width_ratios=(1.25, 1, 1, 1.1))
         for (one, two, three, four), (title, scene) in zip(rows, scenes.items(), strict=True):
             plot_line(one, dict(scene["lines"]), dict(scene["curvatures"]))
             one.set(xlabel="distance", ylim=(0, 1.9 * one.get_ylim()[1]))
-            one.legend(frameon=False, fontsize=style.SMALL, loc="upper center", handlelength=1.8, labelspacing=0.2)
+            one.legend(**ON_WHITE, fontsize=style.SMALL, loc="upper center", handlelength=1.8, labelspacing=0.2)
             plot_plane(two, scene["trajectory"])
             two.set(xlabel=scene["axes"][0], ylabel=scene["axes"][1])
             plot_plane(three, scene["plane"])

@@ -173,7 +173,9 @@ def _leap(found: Results) -> Claim:
 
 
 def _accuracy(found: Results) -> Claim:
-    both, whole = mean_share(both_fall(found.long)), mean_share(both_fall(found.whole))
+    both, whole = (
+        mean_share(both_fall(runs), runs["end_loss"].size - runs.sizes["seed"]) for runs in (found.long, found.whole)
+    )
     verdict = side_of(both.low, both.high, OCCASIONAL)
     return Claim(
         CASE, "e", "the loss may fall while accuracy falls too", verdict,

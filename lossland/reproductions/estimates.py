@@ -40,15 +40,22 @@ def share_of(flags: Any) -> Estimate:
     return Estimate(float(flags.mean()), float(low), float(high))
 
 
-def mean_share(shares: Any) -> Estimate:
+def mean_share(shares: Any, trials: int | None = None) -> Estimate:
     """Mean over seeds of a share that each seed has, with Student's interval, kept inside [0, 1].
 
-    Seeds without one (NaN) do not count; where none has, nothing is known: 1/2 in [0, 1].
+    Where all seeds agree Student's interval is a point, which a few seeds cannot know: then it is Wilson's for `trials`
+    throws in all, by default one a seed, the widest that a share can have. Seeds without a share (NaN) do not count;
+    where none has, nothing is known: 1/2 in [0, 1].
     """
-    mean, low, high = mean_interval(shares)
-    if not np.isfinite(mean):
+    known = np.asarray(shares, float).ravel()
+    known = known[np.isfinite(known)]
+    if not known.size:
         return Estimate(0.5, 0.0, 1.0)
-    return Estimate(mean, max(low, 0.0), min(high, 1.0))
+    mean, low, high = mean_interval(known)
+    if known.size == 1 or np.ptp(known) == 0:
+        trials = trials or known.size
+        low, high = (float(bound) for bound in binomial_interval(round(mean * trials), trials))
+    return Estimate(mean, max(min(low, mean), 0.0), min(max(high, mean), 1.0))
 
 
 def mean_of(values: Any) -> Estimate:

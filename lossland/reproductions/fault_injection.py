@@ -19,6 +19,7 @@ from lossland.figures.confusion import confusion_figure
 from lossland.problems.problem import Problem
 from lossland.reproductions.fault_later import LATER
 from lossland.reproductions.fault_scenarios import EARLIER, HELD_OUT_SEEDS, Scenario
+from lossland.reproductions.finished import kept
 from lossland.stability.intervals import binomial_interval
 from lossland.sweeps.execution import run
 from lossland.sweeps.forks import state_probe
@@ -28,40 +29,49 @@ from lossland.sweeps.sweep import Sweep
 SCENARIOS = (*EARLIER, *LATER)
 FAST = ("divergence_heavy_ball", "overshoot_quadratic", "wall_gd", "healthy_quadratic")
 FAST_SEEDS = range(4)
+TRIED = ("verified", "refuted")
 HEALTHY_SEEDS = range(150)
 """Seeds of every healthy scenario in a full run: 5 x 150 runs."""
 
 
+class Answer(NamedTuple):
+    """What was said of one run.
+
+    manifest: the fault showed; rose: the loss over all data did; verified, refuted: remedies, after their replays.
+    """
+
+    seed: int
+    cause: Cause
+    confidence: float
+    manifest: bool
+    rose: bool
+    verified: int
+    refuted: int
+
+
 class Found(NamedTuple):
-    """What became of one scenario: an explanation per seed."""
+    """What became of one scenario: an answer per seed."""
 
     scenario: Scenario
-    explanations: list[Explanation]
-
-    @property
-    def manifest(self) -> np.ndarray:
-        """Runs whose fault showed: the loss rose, of the full data or in what was recorded. Healthy ones all count."""
-        if self.scenario.cause is Cause.healthy:
-            return np.ones(len(self.explanations), bool)
-        seen = [explanation.seen for explanation in self.explanations]
-        return np.array([one is not None and bool(one.rise or one.recorded_rise) for one in seen])
+    answers: list[Answer]
 
     @property
     def causes(self) -> list[Cause]:
         """The causes named where the fault showed."""
-        return [one.cause for one, shown in zip(self.explanations, self.manifest, strict=True) if shown]
+        return [one.cause for one in self.answers if one.manifest]
 
 
 def measure(folder: Path, fast: bool, table: dict[str, Any]) -> tuple[dict[str, Any], list[Path]]:
     """Train, explain and count; returns the numbers of the table and the figure's paths.
 
-    The table of all explanations is written after every scenario, so that a run cut short leaves those it made.
+    The answers of every finished scenario are kept, so that a run cut short goes on with the next.
     """
     chosen = [scenario for scenario in SCENARIOS if not fast or scenario.name in FAST]
     found: list[Found] = []
     for scenario in chosen:
         began = time.process_time()
-        found.append(explained(scenario, FAST_SEEDS if fast else seeds_of(scenario)))
+        seeds = FAST_SEEDS if fast else seeds_of(scenario)
+        found.append(remembered(scenario, seeds, folder / "scenarios" / f"{scenario.name}.json"))
         figures.save_numbers(tabulated(found), folder / "explanations")
         spent = time.process_time() - began
         print(f"  {scenario.name}: {len(found[-1].causes)} runs, {spent:.0f} s of processor time", file=sys.stderr)
@@ -69,6 +79,16 @@ def measure(folder: Path, fast: bool, table: dict[str, Any]) -> tuple[dict[str, 
     (folder / "counts.json").write_text(strict_json.dumps(counted(found)) + "\n")
     paths = figures.save(figure, folder / "fault_injection")
     return {name: numbers[name] for name in table}, paths
+
+
+def remembered(scenario: Scenario, seeds: Sequence[int], path: Path) -> Found:
+    """Answers of a scenario that are kept in a file, or made now and kept there."""
+
+    def rows() -> list[dict[str, Any]]:
+        return [one._asdict() | {"cause": one.cause.value} for one in explained(scenario, seeds).answers]
+
+    stored = kept(path, [scenario.name, *seeds], rows)
+    return Found(scenario, [Answer(**row | {"cause": Cause(row["cause"])}) for row in stored])
 
 
 def counted(found: Sequence[Found]) -> dict[str, dict[str, Any]]:
@@ -94,20 +114,14 @@ def summarised(found: Sequence[Found]) -> tuple[dict[str, Any], Any]:
     """Count what was right; returns the numbers and the confusion matrix as a figure."""
     faults = [one for one in found if _is_fault(one)]
     counts = counted(found)
-    verified = [
-        remedy.verified
-        for one in faults
-        for explanation in one.explanations
-        for remedy in explanation.remedies
-        if remedy.verified is not None
-    ]
+    verified, refuted = (sum(getattr(one, word) for each in faults for one in each.answers) for word in TRIED)
     healthy = counts["healthy"]
     numbers: dict[str, Any] = {
         "scenarios": float(len(faults)),
         "runs_with_their_fault": float(sum(len(one.causes) for one in faults)),
         "healthy_runs": float(healthy["runs"]),
         "false_alarms": 1 - _share(healthy, "right"),
-        "remedies_verified": float(np.mean(verified)),
+        "remedies_verified": verified / max(verified + refuted, 1),
         "runs_with_a_verified_remedy": float(np.mean(_remedied(faults))),
     }
     for name in ("held_out_seeds", "held_out_scenarios", "later_scenarios"):
@@ -152,7 +166,26 @@ def explained(scenario: Scenario, seeds: Sequence[int]) -> Found:
     """Train a scenario on seeds and explain every run by its records, its problem and its optimizer."""
     runs, problem = trained(scenario, seeds)
     point = dict.fromkeys(scenario.axes, 0)
-    return Found(scenario, explanations(runs.isel(point), problem, scenario.optimizer))
+    made = explanations(runs.isel(point), problem, scenario.optimizer)
+    return Found(scenario, [answer(one, scenario.cause is Cause.healthy) for one in made])
+
+
+def answer(explanation: Explanation, healthy: bool) -> Answer:
+    """Take from an explanation what is counted.
+
+    A fault showed where the loss rose, of the full data or in what was recorded; healthy runs all count.
+    """
+    seen = explanation.seen
+    verdicts = [remedy.verified for remedy in explanation.remedies]
+    return Answer(
+        int(explanation.run["seed"]),
+        explanation.cause,
+        float(explanation.confidence),
+        healthy or (seen is not None and bool(seen.rise or seen.recorded_rise)),
+        explanation.rise is not None,
+        sum(verdict is True for verdict in verdicts),
+        sum(verdict is False for verdict in verdicts),
+    )
 
 
 def trained(scenario: Scenario, seeds: Sequence[int]) -> tuple[xr.Dataset, Problem]:
@@ -168,18 +201,18 @@ def tabulated(found: Sequence[Found]) -> xr.Dataset:
     """Lay all explanations out along one axis: scenario, seed, planted and named cause, confidence, remedies."""
     rows = [
         (
-            one.scenario.name,
-            int(explanation.run["seed"]),
-            one.scenario.cause.value,
-            explanation.cause.value,
-            explanation.confidence,
-            bool(shown),
-            int(one.scenario.held_out),
-            sum(remedy.verified is True for remedy in explanation.remedies),
-            sum(remedy.verified is False for remedy in explanation.remedies),
+            each.scenario.name,
+            one.seed,
+            each.scenario.cause.value,
+            one.cause.value,
+            one.confidence,
+            one.manifest,
+            int(each.scenario.held_out),
+            one.verified,
+            one.refuted,
         )
-        for one in found
-        for explanation, shown in zip(one.explanations, one.manifest, strict=True)
+        for each in found
+        for one in each.answers
     ]
     names = ("scenario", "seed", "planted", "named", "confidence", "manifest", "held_out", "verified", "not_verified")
     return xr.Dataset(
@@ -201,10 +234,10 @@ def _remedied(found: Sequence[Found]) -> list[bool]:
     A cause that every replay refutes is "unknown", and such runs do not count here: they do as not right.
     """
     return [
-        any(remedy.verified for remedy in explanation.remedies)
+        answer.verified > 0
         for one in found
-        for explanation in one.explanations
-        if explanation.rise is not None and explanation.cause is not Cause.unknown
+        for answer in one.answers
+        if answer.rose and answer.cause is not Cause.unknown
     ]
 
 

@@ -24,7 +24,8 @@ class Results(NamedTuple):
 
     rises: setting -> `split_rises`; epoch_shares: setting -> (share of epochs whose printed loss rises, that of the
     unchanged runs), one per seed; windows: setting -> share of windows, as long as an epoch, over
-    which the loss of full-batch training rises; steps: setting -> share of full-batch steps that raise the loss;
+    which the loss of full-batch training rises; steps: setting -> share of full-batch steps that raise the loss, of
+    `num_steps` in all;
     reached: setting -> largest accuracy of each seed; mislabelled: `mislabelled_steps`; noise: `epoch_noise`; climbs:
     `climbs_by_position`; hidden: units of the small and the large network.
     """
@@ -33,6 +34,7 @@ class Results(NamedTuple):
     epoch_shares: Mapping[str, tuple[np.ndarray, np.ndarray]]
     windows: Mapping[str, np.ndarray]
     steps: Mapping[str, np.ndarray]
+    num_steps: Mapping[str, int]
     reached: Mapping[str, np.ndarray]
     mislabelled: xr.Dataset
     noise: xr.Dataset
@@ -114,7 +116,7 @@ def _batches(found: Results) -> Claim:
 
 
 def _full_batch(found: Results) -> Claim:
-    steps = {name: mean_share(shares) for name, shares in found.steps.items()}
+    steps = {name: mean_share(shares, found.num_steps[name]) for name, shares in found.steps.items()}
     falls = {name: one.high < 0.01 for name, one in steps.items()}
     rises = {name: one.low > 0.01 for name, one in steps.items()}
     verdict: Verdict = "supported" if all(falls.values()) else "refuted" if all(rises.values()) else "depends"
@@ -168,7 +170,8 @@ def _mislabelled(found: Results) -> Claim:
     change = found.mislabelled["change"]
     raised = (change > 0).mean(("state", "draw")) if "state" in change.dims else (change > 0).mean("draw")
     each = (change > 0).mean("draw")
-    wrong, right = (mean_share(each.sel(label=label, batch_size=2).values) for label in ("wrong", "right"))
+    steps = change.sel(label="wrong", batch_size=2).size
+    wrong, right = (mean_share(each.sel(label=label, batch_size=2).values, steps) for label in ("wrong", "right"))
     verdict: Verdict = "supported" if wrong.low > max(0.5, right.high) else "refuted" if wrong.high < 0.5 else "depends"
     by_size = "; ".join(
         f"{size}: {float(raised.sel(label='wrong', batch_size=size)):.0%} against "

@@ -79,7 +79,8 @@ def measure(
 ) -> tuple[dict[str, Any], list[Path]]:
     """Run everything; returns the numbers of the table and the paths of the figure and the claims.
 
-    A fast run has fewer seeds, epochs and states, no cosines, and 48 units in place of 222. `size` overrides both.
+    A fast run has fewer seeds, epochs and states, no cosines, and 48 units in place of 222. `size` overrides both. The
+    longer runs are kept in the folder: a second call goes on where the first one stopped.
     """
     size = size or (FAST if fast else FULL)
     problem, batches = keras_lstm(), Batches(98, BATCH)
@@ -94,20 +95,26 @@ def measure(
         cosines = keras_lstm(traces="cosines")
         runs = _every_step(cosines, RMSPROP, size.seeds, size.cosine_epochs)
         rises[COSINES] = split_rises(cosines, RMSPROP, runs, batches, few)
+    kept = folder / "runs"
     whole = {
-        MAIN: _full_batch(problem, RMSPROP, size.seeds, size.full_steps),
-        SGD: _full_batch(problem, DESCENT, size.seeds, PER_EPOCH * size.descent_epochs),
+        MAIN: _full_batch(problem, RMSPROP, size.seeds, size.full_steps, kept / "full_batch"),
+        SGD: _full_batch(problem, DESCENT, size.seeds, PER_EPOCH * size.descent_epochs, kept / "full_batch_descent"),
     }
     epochs = epochs_of(main, batches)
     beside = {
-        **{f"batches of {count}": _coarse(problem, size.seeds, size.small[1], count) for count in size.small[0]},
-        "last batch dropped": _coarse(problem, size.seeds, size.epochs, BATCH, "drop"),
-        f"dropout {DROPOUT}": _coarse(keras_lstm(dropout=DROPOUT), size.seeds, size.dropout_epochs),
-        f"{size.large[0]} units": _coarse(keras_lstm(size.large[0]), size.large[1], size.large[2]),
+        **{
+            f"batches of {count}": _coarse(problem, size.seeds, size.small[1], kept / f"batches_of_{count}", count)
+            for count in size.small[0]
+        },
+        "last batch dropped": _coarse(problem, size.seeds, size.epochs, kept / "last_dropped", BATCH, "drop"),
+        f"dropout {DROPOUT}": _coarse(keras_lstm(dropout=DROPOUT), size.seeds, size.dropout_epochs, kept / "dropout"),
+        f"{size.large[0]} units": _coarse(keras_lstm(size.large[0]), size.large[1], size.large[2], kept / "large"),
     }
     if not fast:
         regular = keras_lstm(dropout=DROPOUT, batch_norm=True)
-        beside[f"dropout {DROPOUT}, batch normalisation"] = _coarse(regular, size.seeds, size.dropout_epochs)
+        beside[f"dropout {DROPOUT}, batch normalisation"] = _coarse(
+            regular, size.seeds, size.dropout_epochs, kept / "regularised"
+        )
     printed = rise_shares(epochs["printed"])
     shares = {"batches of 32": (printed, printed)}
     for setting, one in beside.items():
@@ -115,7 +122,7 @@ def measure(
         own = setting.startswith(("dropout", "last batch"))
         unchanged = epochs["printed"].isel(epoch=slice(0, one.sizes["epoch"] if own else None))
         shares[setting] = rise_shares(one["printed"]), rise_shares(unchanged)
-    long = _coarse(problem, *size.long) if size.long[0] else epochs
+    long = _coarse(problem, *size.long, kept / "long") if size.long[0] else epochs
     sizes, num_states, num_draws = size.noise
     places = PER_EPOCH * np.linspace(0, size.epochs - 1, num_states).astype(int)
     last = PER_EPOCH * (size.epochs - 1)
@@ -124,6 +131,7 @@ def measure(
         shares,
         {name: rise_shares(epochs_of(one, batches)["full"]) for name, one in whole.items()},
         {name: rise_shares(one["loss"], "step") for name, one in whole.items()},
+        {name: one.sizes["seed"] * (one.sizes["step"] - 1) for name, one in whole.items()},
         {
             "batches of 2": beside["batches of 2"]["end_accuracy"].max("epoch").values,
             "batches of 32": epochs["end_accuracy"].max("epoch").values,
@@ -169,18 +177,20 @@ def _every_step(problem: Problem, optimizer: Optimizer, seeds: int, epochs: int)
     return run(problem, optimizer, _sweep(seeds, PER_EPOCH * epochs, 1), probes, progress=False)
 
 
-def _full_batch(problem: Problem, optimizer: Optimizer, seeds: int, num_steps: int) -> xr.Dataset:
-    return run(problem, optimizer, _sweep(seeds, num_steps, 1, None), ["loss"], progress=False)
+def _full_batch(problem: Problem, optimizer: Optimizer, seeds: int, num_steps: int, out: Path) -> xr.Dataset:
+    return run(problem, optimizer, _sweep(seeds, num_steps, 1, None), ["loss"], out, progress=False)
 
 
-def _coarse(problem: Problem, seeds: int, epochs: int, batch_size: int = BATCH, last: LastBatch = "keep") -> xr.Dataset:
+def _coarse(
+    problem: Problem, seeds: int, epochs: int, out: Path, batch_size: int = BATCH, last: LastBatch = "keep"
+) -> xr.Dataset:
     """Train with RMSprop and read off what is printed: `printed`, `end_loss` and `end_accuracy` over (seed, epoch)."""
     length = Batches(98, batch_size, last_batch=last).per_epoch
     probes: list[Any] = ["loss", "epoch_mean_loss"]
     if problem.init_state is None:
         probes.append(accuracy())
     sweep = _sweep(seeds, length * epochs, length, batch_size, last)
-    runs = run(problem, RMSPROP, sweep, probes, progress=False).isel(step=slice(1, None))
+    runs = run(problem, RMSPROP, sweep, probes, out, progress=False).isel(step=slice(1, None))
     found = runs.rename(step="epoch").assign_coords(epoch=np.arange(1, epochs + 1))
     return found[[name for name in ("loss", "epoch_mean_loss", "accuracy") if name in found]].rename(
         {"loss": "end_loss", "epoch_mean_loss": "printed"}

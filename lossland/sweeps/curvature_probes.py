@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
-from lossland.curvature import lanczos, operators, spectra
+from lossland.curvature import estimates, lanczos, operators, spectra
 from lossland.optimizers import Optimizer
 from lossland.problems.problem import Problem
 from lossland.sweeps.preconditioners import FindSecondMoment, next_preconditioner
@@ -127,7 +127,7 @@ def trace(num_matvecs: int = 32) -> Probe:
     def measure(problem: Problem, optimizer: Optimizer, state: State) -> dict[str, jax.Array]:
         product = operators.hessian(problem.objective, state.params)
         key = jax.random.fold_in(jax.random.key(0), state.step)
-        estimate = spectra.trace(product, like=state.params, key=key, num_matvecs=num_matvecs)
+        estimate = estimates.trace(product, like=state.params, key=key, num_matvecs=num_matvecs)
         names = ("trace", "trace_standard_error", "trace_num_matvecs")
         return dict(zip(names, estimate, strict=True))
 

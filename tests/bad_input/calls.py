@@ -24,9 +24,11 @@ from tests.bad_input.values import (
     NO_KEY,
     NO_LAW,
     NO_MAPPING,
+    NO_OBJECTIVE,
     NO_OPTIMIZER,
     NO_PATH,
     NO_PROBLEM,
+    NO_PRODUCT,
     NO_TEXT,
     NO_TREE,
     NOTHING_LIKE_IT,
@@ -862,8 +864,8 @@ def _problems():
 
 def _curvature():
     c = ll.curvature
-    on = {"objective": NO_FUNCTION, "params": NO_TREE}
-    flat = {"matvec": NO_FUNCTION, "like": NO_TREE}
+    on = {"objective": NO_OBJECTIVE, "params": NO_TREE}
+    flat = {"matvec": NO_PRODUCT, "like": NO_TREE}
     pairs = flat | {
         "k": NO_COUNT,
         "tol": NO_RATE,
@@ -880,7 +882,7 @@ def _curvature():
         "gauss_newton": Call(
             c.gauss_newton,
             lambda: {"predict": lambda params: params, "loss": jnp.sum, "params": POINT},
-            {"predict": NO_FUNCTION, "loss": NO_FUNCTION, "params": NO_TREE},
+            {"predict": NO_FUNCTION, "loss": NO_OBJECTIVE, "params": NO_TREE},
         ),
         "fisher": Call(
             c.fisher,
@@ -919,7 +921,7 @@ def _curvature():
             lambda: {"function": objective, "params": {"w": POINT}, "selected": lambda name: True},
             {"function": NO_FUNCTION, "params": NO_TREE, "selected": NO_FUNCTION},
         ),
-        "flatten": Call(c.flatten, lambda: moving, flat),
+        "flatten": Call(c.flatten, lambda: moving, flat | {"matvec": NO_FUNCTION}),
         "dense": Call(c.dense, lambda: moving, flat | {"batch_size": NO_COUNT}),
         "dense_hessian": Call(
             c.dense_hessian, lambda: {"objective": objective, "params": POINT}, on | {"batch_size": NO_COUNT}
@@ -987,7 +989,7 @@ def _curvature():
 
 def _landscapes():
     s = ll.landscapes
-    on = {"objective": NO_FUNCTION, "params": NO_TREE}
+    on = {"objective": NO_OBJECTIVE, "params": NO_TREE}
     tree = NO_TREE | samples(None, np.ones(2, np.float32), {"w": POINT}, np.full(3, np.nan, np.float32))
     few = {"batch_size": NO_COUNT}
     extent = no_number(below=0.0) | samples((1.0, 0.0), (0.0, np.nan), ("a", "b"), (1.0,), [])
@@ -1015,7 +1017,7 @@ def _landscapes():
             lambda: {"objective": objective, "trajectory": path, "num_points": 3},
             few
             | {
-                "objective": NO_FUNCTION,
+                "objective": NO_OBJECTIVE,
                 "trajectory": NO_TREE | samples(POINT, path[:2], 0 * path, {"a": path, "b": path[:2]}),
                 "directions": samples(3, "x", [], [POINT], [POINT, "x"], [POINT, np.ones(2)]),
                 "num_points": points,

@@ -2,6 +2,7 @@
 
 import math
 
+import jax.numpy as jnp
 import numpy as np
 import xarray as xr
 from hypothesis import strategies as st
@@ -41,6 +42,29 @@ def no_dataset():
 
 
 NO_FUNCTION = not_callable()
+NO_OBJECTIVE = NO_FUNCTION | samples(
+    lambda params: params,
+    lambda params: None,
+    lambda params: "loss",
+    lambda params: (jnp.sum(params), {}),
+    lambda params: jnp.sum(params > 0),
+    lambda params: params["missing"],
+    lambda params: jnp.sum(params @ jnp.ones((7, 7))),
+    lambda params: float(jnp.sum(params)),
+    lambda params, batch: jnp.sum(params),
+    lambda params: 1j * jnp.sum(params),
+)
+"""Nor a function from a vector of parameters to one real number that JAX can trace."""
+NO_PRODUCT = NO_FUNCTION | samples(
+    lambda vector: None,
+    lambda vector: vector[:-1],
+    lambda vector: vector @ vector,
+    lambda vector: vector["missing"],
+    lambda vector: jnp.ones((7, 7)) @ vector,
+    lambda vector, other: vector,
+    lambda vector: np.asarray(vector),
+)
+"""Nor a function from vectors to vectors of the same length that JAX can trace."""
 NO_DATASET = no_dataset()
 NO_PROBLEM = samples(None, 3, "digits", [], {}, len, object(), np.zeros(3))
 NO_OPTIMIZER = samples(None, 3, "sgd", [], {}, object(), math.nan, np.zeros(3))

@@ -4,6 +4,7 @@ import re
 
 import pytest
 
+from experiments.catalogue import STEMS, experiment
 from paper import draw, numbers, prose
 from paper.claims import audit, claims
 from paper.sources import PAPER, Results
@@ -47,8 +48,25 @@ class TestMacros:
     def test_what_is_written_is_what_is_asked_for(self, results):
         written = numbers.written(results, TEXT)
         defined = set(re.findall(r"\\csname (\w+:\w*:[^\\]+)\\endcsname", written))
-        assert defined == {f"{macro}:{style}:{key}" for macro, style, key in numbers.asked(TEXT)}
+        shown = prose.by_profile(TEXT, lambda stem: numbers.in_full(results, stem))
+        assert defined == {f"{macro}:{style}:{key}" for macro, style, key in numbers.asked(shown)}
+        assert numbers.NOT_MEASURED not in written
         assert "{}" not in written.replace("{{}", ""), "an empty number"
+
+    @pytest.mark.parametrize("profile", ["fast", "full"])
+    def test_each_profile_measures_the_numbers_of_its_text(self, profile):
+        text = prose.by_profile(TEXT, lambda stem: profile == "full")
+        asked = {key.partition(".")[::2] for macro, _, key in numbers.asked(text) if macro != "set"}
+        assert {key for key in asked if key[1] not in experiment(key[0]).table(profile)} == set()
+
+    def test_text_by_profile(self):
+        text = DOCUMENT.replace(
+            "{}", r"a \byprofile{one}{b \val{one.c}}{d {e}} f \byprofile{two}{g}{\byprofile{one}{}{h}}"
+        )
+        assert prose.body(prose.by_profile(text, lambda stem: True)).split() == ["a", "b", "f", "g"]
+        assert prose.by_profile(text, lambda stem: False).split("\n")[1] == "a d {e} f h"
+        assert r"\val{one.c}" in prose.by_profile(text, lambda stem: stem == "one")
+        assert r"\csname full:one\endcsname{0}" in numbers.written(Results(PAPER / "none"), text)
 
     @pytest.mark.parametrize("key", ["thresholds.no_such_number", "no_such_setting"])
     def test_what_does_not_exist_is_an_error(self, results, key):
@@ -92,6 +110,27 @@ class TestCaptions:
     def test_every_figure_is_shown(self):
         shown = {file for files, _ in prose.figures(TEXT) for file in files}
         assert set(draw.stems()) <= shown
+
+    @pytest.mark.parametrize("stem", STEMS)
+    def test_the_catalogue_names_figure_and_section(self, stem):
+        shown = [number for number, (_, caption) in enumerate(prose.figures(TEXT), 1) if f"\\made{{{stem}}}" in caption]
+        assert experiment(stem).figures == tuple(shown)
+        assert rf"\section{{{experiment(stem).section}}}" in TEXT
+
+
+class TestBibliography:
+    ENTRIES = (PAPER / "references.bib").read_text(encoding="utf-8").split("\n@")
+
+    def test_what_is_cited_is_listed_and_the_other_way_round(self):
+        cited = {key for keys in re.findall(r"\\cite[tp]?\{([^}]+)\}", TEXT) for key in keys.split(",")}
+        assert cited == {re.search(r"\{(\w+),", entry)[1] for entry in self.ENTRIES}
+
+    def test_every_entry_has_authors_a_title_a_place_and_a_year(self):
+        place = ("journal", "booktitle", "howpublished")
+        for entry in self.ENTRIES:
+            fields = set(re.findall(r"^  (\w+) = \{", entry, re.MULTILINE))
+            assert {"author", "title", "year"} < fields, entry
+            assert fields.intersection(place), entry
 
 
 class TestClaims:

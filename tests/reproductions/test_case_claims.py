@@ -73,6 +73,7 @@ class TestKeras:
             },
             {keras_claims.MAIN: about(had["windows"]), keras_claims.SGD: np.zeros(SEEDS)},
             {keras_claims.MAIN: about(had["step_rms"]), keras_claims.SGD: about(had["step_sgd"]) * 0},
+            {keras_claims.MAIN: 1000, keras_claims.SGD: 1000},
             {"batches of 2": np.full(SEEDS, had["accuracy_2"]), "batches of 32": np.full(SEEDS, 1.0)},
             xr.Dataset(
                 {"change": (("label", "batch_size", "state", "draw"), change)},

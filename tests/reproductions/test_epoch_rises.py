@@ -168,6 +168,16 @@ class TestEstimates:
     def test_intervals_stay_where_shares_are(self):
         assert share_of([True] * 8).high == 1
         assert mean_share([0.0, 0.0, 0.1]).low == 0
+        assert mean_share([0.2, 0.3, 0.4]).high == pytest.approx(0.3 + 4.30265 * 0.1 / 3**0.5, rel=1e-4)
+
+    def test_seeds_that_agree_still_leave_something_open(self):
+        agreeing = mean_share([1.0] * 8)
+        assert agreeing == share_of([True] * 8)
+        assert agreeing.low < 0.7
+        assert mean_share([0.0] * 8, 2000) == share_of([False] * 2000)
+        assert mean_share([0.0] * 8, 2000).high < 0.01
+        alone = mean_share([0.25])
+        assert 0 <= alone.low < 0.25 < alone.high < 1
         assert median_of([3.0, 1, 2]).value == 2
         assert str(Estimate(0.25, 0.125, 0.5)) == "0.25 [0.125, 0.5]"
 

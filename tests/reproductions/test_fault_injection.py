@@ -8,7 +8,17 @@ import pytest
 from lossland.diagnosis.causes import Cause
 from lossland.diagnosis.explanation import Explanation, Remedy
 from lossland.diagnosis.observation import Observation, largest_rise
-from lossland.reproductions.fault_injection import FAST, SCENARIOS, Found, counted, summarised, tabulated
+from lossland.reproductions import fault_injection, finished
+from lossland.reproductions.fault_injection import (
+    FAST,
+    SCENARIOS,
+    Found,
+    answer,
+    counted,
+    remembered,
+    summarised,
+    tabulated,
+)
 from lossland.reproductions.fault_later import LATER
 from lossland.reproductions.fault_scenarios import HELD_OUT_SEEDS, TUNING
 
@@ -20,10 +30,8 @@ BY_NAME = {scenario.name: scenario for scenario in SCENARIOS}
 
 def found(name: str, *causes: Cause, seen: Observation = RISEN) -> Found:
     remedy = Remedy("less", "no rise", True, 1.0, 4.0)
-    return Found(
-        BY_NAME[name],
-        [Explanation(cause, 0.9, {}, (remedy,), run={"seed": seed}, seen=seen) for seed, cause in enumerate(causes)],
-    )
+    made = [Explanation(cause, 0.9, {}, (remedy,), run={"seed": seed}, seen=seen) for seed, cause in enumerate(causes)]
+    return Found(BY_NAME[name], [answer(one, BY_NAME[name].cause is Cause.healthy) for one in made])
 
 
 def test_runs_are_counted_by_list_unknown_is_neither_right_nor_wrong():
@@ -55,6 +63,29 @@ def test_a_fault_that_did_not_show_is_not_counted():
     assert counted([healthy])["held_out_seeds"]["runs"] == 0
     recorded = replace(CALM, recorded_rise=RISEN.rise)
     assert counted([found("noise_line", Cause.minibatch_noise, seen=recorded)])["held_out_seeds"]["right"] == 1
+
+
+def test_finished_scenarios_are_not_explained_again(tmp_path, monkeypatch):
+    scenario, seeds, path = BY_NAME["divergence_heavy_ball"], range(2), tmp_path / "divergence_heavy_ball.json"
+    first = remembered(scenario, seeds, path)
+    assert first.causes == [Cause.learning_rate_above_threshold] * 2
+
+    def must_not(scenario, seeds):
+        raise RuntimeError("explained again")
+
+    monkeypatch.setattr(fault_injection, "explained", must_not)
+    assert remembered(scenario, seeds, path) == first
+    with pytest.raises(RuntimeError, match="again"):  # other seeds
+        remembered(scenario, range(3), path)
+    whole = path.read_text()
+    path.write_text(whole[: len(whole) // 2])
+    with pytest.raises(RuntimeError, match="again"):  # a torn file
+        remembered(scenario, seeds, path)
+    path.write_text(whole)
+    monkeypatch.setattr(finished, "sources", lambda: "other code")
+    with pytest.raises(RuntimeError, match="again"):
+        remembered(scenario, seeds, path)
+    assert [one.name for one in tmp_path.iterdir()] == [path.name]
 
 
 def test_lists_are_apart_and_tuning_seeds_are_not_reported():
