@@ -194,12 +194,19 @@ class Optimizer:
                 if (error := self._refusal(params, (name,), beside)) is not None:
                     raise ValueError(
                         f"optimizer {self.name}: {name!r} cannot be swept, optax needs it as a Python value "
-                        f"({error.splitlines()[0]}); fix it with Optimizer({self.name}, {name}=...) and run one sweep "
+                        f"({error.splitlines()[0]}); fix it with {self._holder(name)}, {name}=...) and run one sweep "
                         "per value"
                     )
         raise ValueError(
             f"optimizer {self.name}: {', '.join(swept)} cannot be swept together: {self._refusal(params, tuple(swept))}"
         )
+
+    def _holder(self, name: str) -> str:
+        """What has an argument of that name: the optimizer, or one of its schedules."""
+        for schedule in self.schedules.values():
+            if name in _names(schedule.factory):
+                return f"Schedule({_name_of(schedule.factory)}"
+        return f"Optimizer({self.name}"
 
     def _refusal(self, params: Any, traced: tuple[str, ...], concrete: tuple[str, ...] = ()) -> str | None:
         """Trace one update with some arguments as tracers and others at 1/2: what went wrong, or None."""

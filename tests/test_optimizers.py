@@ -9,7 +9,7 @@ import numpy as np
 import optax
 import pytest
 
-from lossland.optimizers import Optimizer, as_optimizer
+from lossland.optimizers import Optimizer, Schedule, as_optimizer
 
 # Factory, and the arguments to sweep with two values each.
 FACTORIES = {
@@ -196,3 +196,11 @@ def test_fixing_arguments_makes_a_new_optimizer():
     assert open_.missing({"momentum": None}) == ("learning_rate",)
     assert repr(fixed) == "Optimizer(sgd, learning_rate=0.1, momentum=0.9)"
     assert repr(Optimizer(functools.partial(optax.sgd, nesterov=True))) == "Optimizer(sgd)"
+
+
+def test_an_argument_of_a_schedule_is_fixed_in_the_schedule():
+    def jump(size):
+        return optax.piecewise_constant_schedule(0.1, {10: size})
+
+    with pytest.raises(ValueError, match=r"'size' cannot be swept.*fix it with Schedule\(jump, size=\.\.\.\)"):
+        Optimizer(optax.sgd, learning_rate=Schedule(jump)).check({"size": 2.0})
