@@ -84,6 +84,9 @@ def explanations(runs: xr.Dataset, problem: Problem | None = None, optimizer: An
     case = replays.retrained(runs, problem, optimizer)
     seen = [_told(observe(case.runs.isel(seed=place)), problem, runs) for place in range(runs.sizes["seed"])]
     seen = [_with_settings(one, case) for one in seen]
+    if not any(name in runs for name in ("batch_loss", "epoch_mean_loss")):
+        # Training again recorded the batches' loss; of a rise that nobody has seen there is nothing to explain.
+        seen = [one.changed(recorded=None, recorded_rise=None) for one in seen]
     return _replayed(case, seen, labels)
 
 

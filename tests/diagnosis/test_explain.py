@@ -238,3 +238,21 @@ def test_labels_without_a_loss_at_the_first_step_are_the_cause():
     found = ll.explain(runs, problem, optax.sgd)
     assert found.cause is ll.Cause.invalid_labels
     assert found.remedies[0].change == "mend the labels of rows 4"
+
+
+def test_a_batch_loss_that_was_not_recorded_is_not_explained():
+    """The loss over the full data falls, that of batches does not: the second has to have been seen."""
+    draws = np.random.default_rng(0)
+    x, y = draws.normal(size=(24, 2)), draws.normal(size=24)
+    problem = ll.Problem(
+        lambda key: 3 + jax.random.normal(key, (2,)),
+        lambda params, batch: jnp.mean((batch[0] @ params - batch[1]) ** 2),
+        (x, y),
+        name="noisy_targets",
+    )
+    sweep = ll.Sweep({"learning_rate": [1e-3]}, 1, 30, 1, batch_size=4)
+    causes = []
+    for probes in (["loss"], ["loss", "batch_loss"]):
+        runs = ll.run(problem, optax.sgd, sweep, probes=probes, progress=False)
+        causes.append(ll.explain(runs, problem, optax.sgd).cause)
+    assert causes == [ll.Cause.healthy, ll.Cause.minibatch_noise]
