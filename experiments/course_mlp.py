@@ -8,7 +8,7 @@ EXPERIMENT = Experiment(
     figures=(1,),
     section="Five reported cases",
     fast="1 min",
-    full="10 min",
+    full="2 min",
 )
 main = EXPERIMENT.run
 

@@ -8,7 +8,7 @@ EXPERIMENT = Experiment(
     figures=(13,),
     section="Why did it rise?",
     fast="3 min",
-    full="40 min",
+    full="17 min",
 )
 main = EXPERIMENT.run
 

@@ -8,7 +8,7 @@ EXPERIMENT = Experiment(
     figures=(12,),
     section="The late-training map",
     fast="2 min",
-    full="15 min",
+    full="3 min",
 )
 main = EXPERIMENT.run
 

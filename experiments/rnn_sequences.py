@@ -8,7 +8,7 @@ EXPERIMENT = Experiment(
     figures=(1,),
     section="Five reported cases",
     fast="3 min",
-    full="40 min",
+    full="20 min",
 )
 main = EXPERIMENT.run
 

@@ -8,7 +8,7 @@ EXPERIMENT = Experiment(
     figures=(4,),
     section="Thresholds and catapults",
     fast="1 min",
-    full="3 min",
+    full="2 min",
 )
 main = EXPERIMENT.run
 
