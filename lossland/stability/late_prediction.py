@@ -12,25 +12,15 @@ import numpy as np
 import xarray as xr
 
 from lossland.arguments import (
-    FLAG,
-    MAPPING,
-    OPTIMIZER,
-    PATH,
-    SEEDS,
-    a,
-    count,
     dataset,
-    either,
     expects,
-    number,
-    optional,
-    several,
 )
 from lossland.optimizers import as_optimizer
 from lossland.problems.problem import Problem
 from lossland.stability.damping import epsilon_floor
 from lossland.stability.forecast import LEAST_SHARE
 from lossland.stability.intervals import binomial_interval
+from lossland.stability.late_training import MAPS
 from lossland.stability.maps import median_over_seeds
 from lossland.stability.mode_growth import critical_ratio, ratio_rate
 from lossland.stability.spike_boundary import spike_boundary
@@ -61,18 +51,7 @@ VARIABLES = {
 }
 
 
-@expects(
-    problem=a("an ll.Problem", Problem),
-    optimizer=OPTIMIZER,
-    axes=MAPPING,
-    seeds=SEEDS,
-    executor=optional(a("a concurrent.futures.Executor", Executor)),
-    num_steps=count(),
-    after=optional(count(0)),
-    visible=either(number(above=1), several(number(above=1))),
-    out=optional(PATH),
-    progress=FLAG,
-)
+@expects(**MAPS)
 def predict_late_spikes(
     problem: Problem,
     optimizer: Any,

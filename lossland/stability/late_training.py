@@ -65,20 +65,26 @@ VARIABLES = {
 }
 
 
+MAPS = {
+    "problem": a("an ll.Problem", Problem),
+    "optimizer": OPTIMIZER,
+    "axes": MAPPING,
+    "seeds": SEEDS,
+    "executor": optional(a("a concurrent.futures.Executor", Executor)),
+    "num_steps": count(),
+    "after": optional(count(0)),
+    "visible": either(number(above=1), several(number(above=1))),
+    "out": optional(PATH),
+    "progress": FLAG,
+}
+"""What a map of late training expects, measured or predicted."""
+
+
 @expects(
-    problem=a("an ll.Problem", Problem),
-    optimizer=OPTIMIZER,
-    axes=MAPPING,
-    seeds=SEEDS,
-    executor=optional(a("a concurrent.futures.Executor", Executor)),
-    num_steps=count(),
-    after=optional(count(0)),
-    visible=either(number(above=1), several(number(above=1))),
+    **MAPS,
     method=choice("wilson", "clopper_pearson"),
     begun=number(above=0, most=1),
     coverage=number(above=0, below=1),
-    out=optional(PATH),
-    progress=FLAG,
 )
 def late_training_map(
     problem: Problem,
