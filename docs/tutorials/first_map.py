@@ -62,8 +62,15 @@ ll.figures.save(ll.figures.stability_map_figure(runs), "runs/first_map/stability
 # %%
 ll.figures.save(ll.figures.curves_figure(runs), "runs/first_map/curves")
 
+# %%
+above = runs["relative_sharpness"].isel(step=0).values > 1
+flatter = (runs["sharpness"].isel(step=-1) < runs["sharpness"].isel(step=0)).values
+print(f"started above the threshold   {above.sum()} of {above.size} runs; {flatter[above].sum()} of them end flatter")
+print(f"started below it              {(~above).sum()} runs; {flatter[~above].sum()} of them end flatter")
+
 # %% [markdown]
-# Runs at large rates start above their threshold and are thrown to where the loss is flatter: a
-# [catapult](../concepts/catapult.md). Runs at small rates never meet it.
+# Runs that start above their threshold are, nearly all, thrown to where the loss is flatter: a
+# [catapult](../concepts/catapult.md). At the very largest rates a run may bounce on for all of its 120 steps. Runs
+# that start below the threshold sharpen first, as training does, and many never meet it.
 #
 # Next: [why one of these runs rose](flax_model.py).
