@@ -1,5 +1,8 @@
 """What is kept is what was drawn; figures come out the same to the byte."""
 
+import re
+import shutil
+import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -131,3 +134,17 @@ def test_a_figure_is_the_same_to_the_byte(tmp_path):
             content = one.read_bytes()
             assert b"/Subtype /Type3" not in content
             assert b"/FontFile2" in content, "TrueType fonts are embedded"
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
+def test_make_trains_what_has_no_summary_and_nothing_else(tmp_path):
+    def planned(results):
+        command = ["make", "-n", "-C", ROOT / "paper", f"RESULTS={results}", f"BUILD={tmp_path / 'build'}"]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+    shutil.copytree(RESULTS, tmp_path / "results")
+    shutil.rmtree(tmp_path / "results" / "catapult")
+    trained = re.findall(r"-m experiments\.(\w+) --profile fast", planned(tmp_path / "results"))
+    assert trained == ["catapult"]
+    assert sorted(re.findall(r"-m experiments\.(\w+)", planned(tmp_path / "nothing"))) == sorted(catalogue.STEMS)
+    assert "paper.draw" in planned(RESULTS) and "experiments." not in planned(RESULTS)
