@@ -32,7 +32,7 @@ def main(arguments: list[str] | None = None) -> int:
         flags = ["--fast"] if options.fast else []
         with tempfile.TemporaryDirectory() as scratch:
             folder = Path(scratch) if options.fast else table.RESULTS
-            for name in ("imports", "sweeps", "scaling"):
+            for name in ("imports", "sweeps", "scaling", "monitor", "threads"):
                 importlib.import_module(f"benchmarks.{name}").main([*flags, "--json", str(folder / f"{name}.json")])
             importlib.import_module("benchmarks.curvature").main(flags)  # writes its results itself
     print(table.text())
