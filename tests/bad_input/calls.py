@@ -388,6 +388,16 @@ def _training_calls():
             lambda: {"logits": lambda params, data: data[0]},
             {"logits": NO_FUNCTION, "labels": NO_FUNCTION},
         ),
+        "adaptive_probes": Call(
+            ll.adaptive_probes,
+            lambda: {},
+            {"second_moment": or_none(NO_FUNCTION), "tol": NO_RATE, "max_matvecs": NO_COUNT},
+        ),
+        "cross_entropy_numerics": Call(
+            ll.cross_entropy_numerics,
+            lambda: {"logits": lambda params, data: data[0], "loss": lambda logits, data: logits.sum()},
+            {"logits": NO_FUNCTION, "loss": NO_FUNCTION, "labels": NO_FUNCTION},
+        ),
         "zoom": Call(
             lambda **given: next(ll.zoom(**given)),
             lambda: {"draw": lambda plane: None, "plane": PLANE, "num_frames": 1},
@@ -1154,6 +1164,7 @@ EXEMPT = {
     "Cause": "an enumeration",
     "Explanation": "made by explain",
     "Outcome": "an enumeration",
+    "SecondMoment": "returned by a function of the user's, and looked at there",
     "state_probe": "takes no argument",
     "adaptive": "a module",
     "curvature": "a module",
