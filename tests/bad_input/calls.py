@@ -1113,6 +1113,11 @@ def _figures():
             lambda: {"maps": {"a": ([mapped(), mapped()], "words")}, "title": "t", "note": "n"},
             {"maps": maps, "title": NO_TEXT, "note": NO_TEXT},
         ),
+        "late_training_figure": Call(
+            f.late_training_figure,
+            lambda: {"measured": late()},
+            {"measured": NO_DATASET, "predicted": or_none(NO_DATASET), "b1": no_number(below=-1e-9, above=1.0)},
+        ),
         "save": Call(
             f.save,
             lambda: {"figure": Figure(), "path_stem": "nowhere"},
@@ -1134,6 +1139,15 @@ def _figures():
         ),
     }
     return {f"figures.{name}": call for name, call in calls.items()}
+
+
+@functools.cache
+def late():
+    """As `ll.late_training_map` returns it."""
+    dims, side = ("learning_rate", "b2"), {"learning_rate": [0.01, 0.1], "b2": [0.9, 0.99]}
+    flat = {name: (dims, np.ones((2, 2))) for name in ("probability", "price")}
+    each = {"first_spike": ((*dims, "seed"), np.full((2, 2, 3), 60.0)), "time": (dims, np.full((2, 2), 60.0))}
+    return xr.Dataset({**flat, **each}, {**side, "seed": [0, 1, 2]}, {"late_after": "25", "num_steps": 100})
 
 
 @functools.cache
