@@ -42,10 +42,12 @@ if TYPE_CHECKING:
     from lossland.stability.phases import classes, cutoff_sensitivity, outcome_probability, phase_diagram
     from lossland.stability.shares import second_moment_share
     from lossland.stability.spikes import spikes
+    from lossland.sweeps.adaptive_probes import adaptive_probes, cross_entropy_numerics
     from lossland.sweeps.execution import run
     from lossland.sweeps.forks import fork, state_probe
     from lossland.sweeps.lazy import load
     from lossland.sweeps.planning import plan
+    from lossland.sweeps.preconditioners import SecondMoment
     from lossland.sweeps.probes import Probe, accuracy_probe
     from lossland.sweeps.sweep import Outcome, Sweep
     from lossland.sweeps.tensorboard import to_tensorboard
@@ -64,9 +66,11 @@ _HOME = {
     "Probe": "lossland.sweeps.probes",
     "Problem": "lossland.problems.problem",
     "Schedule": "lossland.optimizers",
+    "SecondMoment": "lossland.sweeps.preconditioners",
     "Sweep": "lossland.sweeps.sweep",
     "accuracy_probe": "lossland.sweeps.probes",
     "adaptive": "lossland.stability.adaptive",
+    "adaptive_probes": "lossland.sweeps.adaptive_probes",
     "alarm_signals": "lossland.stability.forecast_scores",
     "batch_sharpness": "lossland.stability.batch_sharpness",
     "batch_sharpness_probe": "lossland.stability.batch_sharpness",
@@ -81,6 +85,7 @@ _HOME = {
     "classes": "lossland.stability.phases",
     "critical_constants": "lossland.stability.constants",
     "critical_learning_rate": "lossland.stability.maps",
+    "cross_entropy_numerics": "lossland.sweeps.adaptive_probes",
     "curvature": "lossland.curvature",
     "cutoff_sensitivity": "lossland.stability.phases",
     "decompose_change": "lossland.diagnosis.decomposition",
@@ -129,9 +134,11 @@ __all__ = [
     "Probe",
     "Problem",
     "Schedule",
+    "SecondMoment",
     "Sweep",
     "accuracy_probe",
     "adaptive",
+    "adaptive_probes",
     "alarm_signals",
     "batch_sharpness",
     "batch_sharpness_probe",
@@ -146,6 +153,7 @@ __all__ = [
     "classes",
     "critical_constants",
     "critical_learning_rate",
+    "cross_entropy_numerics",
     "curvature",
     "cutoff_sensitivity",
     "decompose_change",

@@ -5,6 +5,7 @@ window is opened, and no matplotlib setting is left changed.
 """
 
 from lossland.figures.curves import curves_figure, plot_loss, plot_sharpness
+from lossland.figures.late_training import late_training_figure
 from lossland.figures.maps import plot_stability_map, stability_map_figure
 from lossland.figures.output import save, save_numbers
 from lossland.figures.phases import phase_diagram_figure, plot_phase_diagram
@@ -18,6 +19,7 @@ __all__ = [
     "choose_values",
     "curves",
     "curves_figure",
+    "late_training_figure",
     "line_figure",
     "phase_diagram_figure",
     "plane_figure",

@@ -15,8 +15,10 @@ from matplotlib.patches import Rectangle
 from matplotlib.patheffects import Normal, Stroke
 from matplotlib.ticker import FixedLocator, LogFormatterMathtext, NullLocator
 
+from lossland.arguments import dataset, expects, number, optional
 from lossland.figures import style
-from lossland.figures.labels import cell_edges, head, number, scale_axis, settle
+from lossland.figures.labels import cell_edges, head, scale_axis, settle
+from lossland.figures.labels import number as written
 from lossland.stability.late_prediction import late_training_scores
 from lossland.stability.spike_boundary import spike_boundary
 
@@ -32,12 +34,17 @@ LEAST_TIME = 3.0
 """Steps: the darkest of the times."""
 
 
+@expects(
+    measured=dataset("probability", "time", "price", "first_spike", source="late_training_map returns"),
+    predicted=optional(dataset("probability", "time", source="predict_late_spikes returns")),
+    b1=number(least=0, below=1),
+)
 def late_training_figure(measured: xr.Dataset, predicted: xr.Dataset | None = None, *, b1: float = 0.9) -> Figure:
     """Draw measured maps over learning rate and 1 - b2, one column per eps: probability, time, price.
 
     Args:
-        measured: what `stability.late_training.late_training_map` returned, for one factor.
-        predicted: what `stability.late_prediction.predict_late_spikes` returned, for that factor: its boundary is drawn
+        measured: what `late_training_map` returned, for one factor.
+        predicted: what `predict_late_spikes` returned, for that factor: its boundary is drawn
             on the probability, settings on the wrong side are marked, its times get a row of their own.
         b1: Adam's, for the boundary of bursts on a quadratic.
 
@@ -69,7 +76,7 @@ def late_training_figure(measured: xr.Dataset, predicted: xr.Dataset | None = No
             for column, ax in enumerate(grid[row]):
                 mesh = _shade(ax, planes.isel(eps=column), norm, colors)
                 if row == 0 and len(panels):
-                    ax.set_title(f"ε = {number(panels[column])}", fontsize=style.TEXT)
+                    ax.set_title(f"ε = {written(panels[column])}", fontsize=style.TEXT)
                 if row == 0:
                     ax.axhline(spike_boundary(b1), color="white", linewidth=2, alpha=0.7)
                     ax.axhline(spike_boundary(b1), color=style.INK, linewidth=0.8, linestyle=DOTTED)
@@ -157,7 +164,7 @@ def _title(measured: xr.Dataset, scores: xr.Dataset | None) -> str:
 def _note(measured: xr.Dataset, predicted: xr.Dataset | None, begin: float, last: float) -> str:
     runs, seeds = int(measured["first_spike"].size), measured.sizes["seed"]
     factor = measured["visible"].item() if "visible" in measured.coords else None
-    by = "" if factor is None else f" by a factor of {number(factor)}"
+    by = "" if factor is None else f" by a factor of {written(factor)}"
     text = (
         f"{runs} runs of {last:.0f} steps, {seeds} seeds at each point. A late spike raises the loss{by} after step "
         f"{begin:.0f}. Dotted cells: most runs have none. Medians over seeds."

@@ -36,6 +36,8 @@ MOST_STEPS = 1000
 BLOCK = 20_000_000
 """Runs x steps asked for x records that are worked on at a time."""
 
+DEFAULTS = {"b1": 0.9, "b2": 0.999}
+"""Of optax.adam, for messages."""
 RECORDS = ("preconditioned_sharpness", "mode_energy", "mode_gradient", "mode_update", "mode_refill")
 VARIABLES = {
     "crossing_step": ("step", "where ln ratio reaches 0: predicted, or interpolated where it lies behind"),
@@ -125,7 +127,8 @@ def forecast(
         runs: what `ll.run` returned, one run or many, with the probes "loss" and "preconditioned_mode"; or a state, one
             record of it (`runs.sel(step=...)`), whose slope is then that of a free second moment.
         at: step up to which records are read, or a list of steps; the last record if not given.
-        b1, b2: Adam's, where they are no axis of the runs: numbers, or DataArrays over axes of them.
+        b1, b2: Adam's, where they are no axis of the runs: numbers, or DataArrays over axes of them. Optax's defaults
+            are 0.9 and 0.999; the runs do not tell.
         horizon: steps ahead within which an expected spike raises the alarm.
         window: steps back from which slope and energy are taken.
         coverage: nominal coverage of the intervals.
@@ -217,9 +220,14 @@ def _records(runs: xr.Dataset, at: Any, b1: Any, b2: Any) -> tuple[_Records, np.
 
 def _argument(runs: xr.Dataset, name: str, given: Any) -> xr.DataArray:
     if given is not None:
+        if name in runs.coords and bool((runs[name] != given).any()):
+            raise ValueError(f"{name}: expected that of the runs, which have it as an axis, got another; leave it out")
         return given if isinstance(given, xr.DataArray) else xr.DataArray(np.asarray(given, float))
     if name not in runs.coords:
-        raise ValueError(f"{name}: expected an axis of the runs of that name, or its value; pass {name}=...")
+        raise ValueError(
+            f"{name}: expected an axis of the runs of that name, or its value; pass {name}=... (optax's default is "
+            f"{DEFAULTS[name]})"
+        )
     return runs[name].reset_coords(drop=True)
 
 

@@ -15,14 +15,16 @@ import numpy as np
 import optax
 import xarray as xr
 
-from lossland.arguments import MAPPING, OPTIMIZER, a, count, dataset, expects, number, optional
+from lossland.arguments import MAPPING, NUMERIC, OPTIMIZER, a, check, count, dataset, expects, number, optional
 from lossland.optimizers import as_optimizer
 from lossland.problems.problem import Problem
+from lossland.stability.arguments import decay, momentum
 from lossland.stability.mode_growth import critical_ratio
 from lossland.stability.spikes import VISIBLE
 from lossland.sweeps.adaptive_probes import preconditioned_mode
-from lossland.sweeps.forks import fork, restore
+from lossland.sweeps.forks import PARAMS, check_states, fork, restore
 from lossland.sweeps.preconditioners import SecondMoment
+from lossland.sweeps.programs import numerics
 
 CLIP = 1.0
 """Root mean square at which the arm "update_clipped" clips m / P."""
@@ -134,6 +136,7 @@ def adam_arms(problem: Problem, optimizer: Any, states: xr.Dataset) -> dict[str,
     "learning_rate_decays" lowers the learning rate as fast as the preconditioner would decay, sqrt(b2) per step;
     "eps_raised" adds a tenth of the median of sqrt(v), state by state.
     """
+    check_states(problem, as_optimizer(optimizer), states)
     given = _arguments(optimizer, states)
     rate, b2, eps = given["learning_rate"], given["b2"], given["eps"]
     _, adopted = restore(problem, optimizer, states, adopt_adam)
@@ -189,7 +192,8 @@ def intervene(
     starting as it stood at the crossing of the unchanged arm, or at the fork where r0 > 1.
 
     Args:
-        problem, optimizer, states: as in `fork`; optimizer is `optax.adam` with its arguments, fixed or swept.
+        problem, optimizer, states: as in `fork`; optimizer is `optax.adam` with its arguments, fixed or swept. States
+            with "loss" and `state_probe()` recorded: `runs.sel(step=900)` of one setting, one state for each seed.
         num_steps: steps from the fork; a spike later than that counts as none.
         every: steps between records.
         arms: as in `fork` with branch `intervened_adam`; `adam_arms` if not given. "unchanged" has to be among them.
@@ -197,15 +201,20 @@ def intervene(
 
     Returns:
         Dataset over (arm, states' axis): `crossing`, `spike`, `predicted_crossing`, `predicted_spike`, steps since the
-        fork, inf where there is none in `num_steps`; `delay`, `predicted_delay` against "unchanged"; `size`, peak loss
+        fork, inf where there is none in `num_steps`, predictions NaN where the unchanged arm does not cross, or within
+        two records, so that nothing calibrates them; `delay`, `predicted_delay` against "unchanged"; `size`, peak loss
         over valley; over (states' axis): `rate`, sigma. Records of all arms: `loss`, `ratio`.
 
     Raises:
-        ValueError: as `fork`; or without an arm "unchanged".
+        ValueError: as `fork`; without an arm "unchanged"; for an optimizer whose update is not that of `optax.adam` at
+            its learning_rate, b1, b2 and eps (weight decay, eps_root, Nesterov, a schedule).
     """
+    check_states(problem, as_optimizer(optimizer), states)
+    _check_adam(problem, optimizer, states)
     arms = adam_arms(problem, optimizer, states) if arms is None else arms
     if "unchanged" not in arms or arms["unchanged"]:
         raise ValueError("arms: expected an arm 'unchanged': {} among them, which the others are compared with")
+    _check_arms(arms)
     given = _arguments(optimizer, states)
     fixed = {name: value for name, value in as_optimizer(optimizer).arguments.items() if name in given}
     forked = fork(
@@ -284,8 +293,47 @@ def _arguments(optimizer: Any, states: xr.Dataset) -> dict[str, Any]:
         value = states[name].values if name in states.coords else fixed.get(name, DEFAULTS[name])
         if isinstance(value, float) and np.isnan(value):
             raise ValueError(f"optimizer: needs its {name}, fixed or as a coordinate of states")
+        if not np.issubdtype(np.asarray(value).dtype, np.number):
+            raise ValueError(
+                f"optimizer: expected a number for {name}, got {type(value).__name__}; a schedule has none"
+            )
         given[name] = value
     return given
+
+
+def _check_arms(arms: Mapping[str, Mapping[str, Any]]) -> None:
+    for arm, changed in arms.items():
+        for name, value in changed.items():
+            where = f"arms[{arm!r}]"
+            if name == "dtype":
+                continue
+            check(f"{where}: {name}", value, NUMERIC)
+            if name == "b1":
+                momentum(where, value)
+            elif name == "b2":
+                decay(where, value, frozen=True)
+
+
+def _check_adam(problem: Problem, optimizer: Any, states: xr.Dataset) -> None:
+    """Refuse an optimizer whose update is not that of `intervened_adam`, from a saved state: the unchanged arm would be
+    changed. The gradient is minus the first moment, which a Nesterov step shows."""
+    trained_by = as_optimizer(optimizer)
+    first = states.isel({str(states[PARAMS].dims[0]): slice(1)})
+    names = {name: float(np.ravel(value)[0]) for name, value in _arguments(optimizer, first).items()}
+    swept = {name: float(first[name].values[0]) for name in trained_by.argument_names if name in first.coords}
+    (params, own), (_, adopted) = (restore(problem, optimizer, first, adopt, "float64") for adopt in (None, adopt_adam))
+    with numerics("float64"):
+        params, own, adopted = jax.tree.map(lambda leaf: leaf[0], (params, own, adopted))
+        gradient = jax.tree.map(lambda m: jnp.where(m == 0, 1.0, -m), adopted.mu)
+        one, tuned = jnp.ones(()), trained_by.with_arguments(**swept)
+        expected, _ = tuned.update(gradient, own, params, value=one, grad=gradient, value_fn=lambda params: one)
+        found, _ = intervened_adam(**names).update(gradient, adopted, params)
+        pairs = zip(jax.tree.leaves(expected), jax.tree.leaves(found), strict=True)
+        if not all(np.allclose(left, right, rtol=1e-4, atol=0) for left, right in pairs):
+            raise ValueError(
+                f"optimizer: expected the update of optax.adam, got another of {trained_by.name} (weight decay, "
+                "eps_root, Nesterov, clipping, a schedule); the arm 'unchanged' would not be"
+            )
 
 
 def _first(steps: np.ndarray, flags: np.ndarray) -> np.ndarray:

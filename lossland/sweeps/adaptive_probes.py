@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
+from lossland.arguments import FUNCTION, count, expects, number, optional
 from lossland.curvature import lanczos, operators
 from lossland.optimizers import Optimizer
 from lossland.problems.problem import Problem
@@ -28,6 +29,39 @@ DEAD, JUMP = 100.0, 30.0
 JUMP."""
 
 RATE_UNITS = "1 / learning rate"
+
+
+@expects(second_moment=optional(FUNCTION), tol=number(above=0), max_matvecs=count())
+def adaptive_probes(
+    second_moment: FindSecondMoment | None = None, *, tol: float = 1e-4, max_matvecs: int = 192
+) -> tuple[Probe, ...]:
+    """Build the three probes of adaptive optimizers, for one whose second moment lossland cannot find, too.
+
+    They are those that `run` knows as "preconditioned_mode" (top eigenpair of S = P^-1/2 H P^-1/2, second moment and
+    energy along it), "preconditioned_gradient_curvature" (alarm, one Hessian product) and "update_statistics" (g^2 / v,
+    share of coordinates below eps, size and direction of the update; no Hessian product).
+
+    Args:
+        second_moment: function of the optimizer state, already advanced by the step's gradient, that returns a
+            `SecondMoment`; found in the state if not given.
+        tol, max_matvecs: of the eigenpair: it is good enough where its residual is at most tol x the eigenvalue.
+
+    Raises:
+        ValueError: for arguments that are none of these; when the sweep is traced, where no second moment is found.
+
+    >>> import jax, jax.numpy as jnp, optax
+    >>> import lossland as ll
+    >>> def moment(opt_state):
+    ...     v = jax.tree.map(lambda nu: nu / (1 - 0.999 ** opt_state[0].count), opt_state[0].nu)
+    ...     return ll.SecondMoment(v, jax.tree.map(lambda leaf: jnp.sqrt(leaf) + 1e-16, v), 1e-16)
+    >>> [probe.name for probe in ll.adaptive_probes(moment)]  # ll.run(..., optax.adabelief, sweep, ["loss", *these])
+    ['preconditioned_mode', 'preconditioned_gradient_curvature', 'update_statistics']
+    """
+    return (
+        preconditioned_mode(tol, max_matvecs, second_moment=second_moment),
+        preconditioned_gradient_curvature(second_moment=second_moment),
+        update_statistics(second_moment=second_moment),
+    )
 
 
 def preconditioned_mode(
@@ -163,6 +197,7 @@ def update_statistics(*, second_moment: FindSecondMoment | None = None) -> Probe
     })  # fmt: skip
 
 
+@expects(logits=FUNCTION, loss=FUNCTION, labels=FUNCTION)
 def cross_entropy_numerics(
     logits: Callable[[Any, Any], jax.Array],
     loss: Callable[[jax.Array, Any], jax.Array],

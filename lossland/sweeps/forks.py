@@ -100,7 +100,8 @@ def fork(
     """
     trained_by = as_optimizer(optimizer)
     onward = trained_by if branch is None else as_optimizer(branch)
-    _check(problem, states, arms, num_steps, every, branch is not None and adopt is None)
+    check_states(problem, trained_by, states)
+    _check(arms, num_steps, every, branch is not None and adopt is None)
     made = as_probes(probes)
     axis = str(states[PARAMS].dims[0])
     swept = _swept(problem, trained_by, states)
@@ -284,9 +285,8 @@ def _usual(optimizer: Optimizer, swept: Mapping[str, np.ndarray], name: str) -> 
     return default
 
 
-def _check(
-    problem: Problem, states: xr.Dataset, arms: Mapping[str, Any], num_steps: int, every: int, lost: bool
-) -> None:
+def check_states(problem: Problem, optimizer: Optimizer, states: xr.Dataset) -> None:
+    """Refuse states that `state_probe` did not record of this problem trained by this optimizer."""
     if not isinstance(problem, Problem):
         raise ValueError(f"problem: expected an ll.Problem, got {type(problem).__name__}")
     if problem.takes_key or problem.init_state is not None:
@@ -305,6 +305,19 @@ def _check(
         raise ValueError(f"states: expected {expected} parameters of {problem.name}, got {states[PARAMS].shape[1]}")
     if not states[PARAMS].shape[0]:
         raise ValueError("states: expected at least one state, got none")
+    numbers = {name: 0.5 for name in _swept(problem, optimizer, states) if name in optimizer.argument_names}
+    if missing := optimizer.missing(numbers):
+        raise ValueError(f"optimizer: {optimizer.name} needs {', '.join(missing)}, fixed or as a coordinate of states")
+    like = jax.eval_shape(optimizer.with_arguments(**numbers).init, problem.param_shapes)
+    elements = sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(like))
+    if states[OPT_STATE].shape[1] != elements:
+        raise ValueError(
+            f"states: expected {elements} elements of the state of {optimizer.name}, got {states[OPT_STATE].shape[1]}; "
+            "give the optimizer that they were trained by"
+        )
+
+
+def _check(arms: Mapping[str, Any], num_steps: int, every: int, lost: bool) -> None:
     if not arms:
         raise ValueError("arms: expected at least one, got none; {'unchanged': {}} changes nothing")
     for name, arm in arms.items():

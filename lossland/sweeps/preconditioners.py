@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
+from jax.flatten_util import ravel_pytree
 
 from lossland.optimizers import Optimizer
 from lossland.sweeps.probes import State
@@ -18,9 +19,17 @@ from lossland.sweeps.probes import State
 class SecondMoment(NamedTuple):
     """What scales an update, coordinate by coordinate: pytrees like the parameters.
 
+    What `adaptive_probes`, `monitor` and `second_moment_share` want of an optimizer that lossland does not know.
+
     value: v, the second moment as it stands under the root, bias correction (AMSGrad: maximum) included, in
     gradient^2; preconditioner: P, in units of the gradient, e.g. sqrt(v) + eps; floor: P where v = 0, a scalar:
     sqrt(eps_root) + eps for Adam, sqrt(eps) where eps stands under the root.
+
+    >>> import jax, jax.numpy as jnp, optax
+    >>> def moment_of_belief(opt_state):  # of optax.adabelief at its defaults, after the step's gradient
+    ...     belief = opt_state[0]
+    ...     v = jax.tree.map(lambda nu: nu / (1 - 0.999**belief.count), belief.nu)
+    ...     return SecondMoment(v, jax.tree.map(lambda leaf: jnp.sqrt(leaf) + 1e-16, v), 1e-16)
     """
 
     value: Any
@@ -31,6 +40,10 @@ class SecondMoment(NamedTuple):
 FindSecondMoment = Callable[[Any], SecondMoment]
 """Optimizer state, already advanced by the step's gradient -> its second moment; for states that lossland does not
 know."""
+
+
+SIZES = (1.0, 1e-2, 1e-5, 1e-8)
+"""Gradients on which a rule is checked."""
 
 
 class Rule(NamedTuple):
@@ -63,17 +76,24 @@ def _root_of_adagrad(value: Any, get: Callable[[str], Any]) -> Any:
     return jnp.sqrt(value + get("eps"))
 
 
+ADAM = Rule(_adam, _root_of_adam)
 RMS = Rule(_rms, _root_of_rms)
 RULES: dict[str, Rule] = {
-    "ScaleByAdamState": Rule(_adam, _root_of_adam),
+    "ScaleByAdamState": ADAM,
     "ScaleByAmsgradState": Rule(lambda moments, get: moments.nu_max, _root_of_adam),
     "ScaleByRmsState": RMS,
     "ScaleByRmsWithCountState": RMS,
     "ScaleByRStdDevState": RMS,
     "ScaleByRStdDevWithCountState": RMS,
+    "ScaleByAdemamixState": ADAM,
     "ScaleByRssState": Rule(lambda moments, get: moments.sum_of_squares, _root_of_adagrad),
 }
 """Name of the optax state that holds second moments -> how to read it, once advanced."""
+SUPPLY = (
+    "supply them: ll.adaptive_probes(second_moment=function of the advanced optimizer state that returns an "
+    "ll.SecondMoment)"
+)
+"""What to do about an optimizer that is not known."""
 
 
 def next_preconditioner(
@@ -105,11 +125,11 @@ def next_second_moment(
 
     Raises:
         ValueError: where the optimizer's state has no second moments, or several, or of another rule than those of
-            Adam, AMSGrad, RMSprop and Adagrad; where its arguments (b2, eps, ...) cannot be read from its factory; or
-            where its own update is not inversely proportional to P (trust ratios, Adamax, RAdam).
+            Adam, AMSGrad, AdEMAMix, RMSprop and Adagrad; where its arguments (b2, eps, ...) cannot be read from its
+            factory; or where its own update is not inversely proportional to P (trust ratios, Adamax, RAdam).
     """
     if second_moment is None:
-        _check_rule(optimizer)
+        _check_rule(optimizer, state.params)
     _, advanced = advance(optimizer, state, objective)
     if second_moment is not None:
         found = second_moment(advanced)
@@ -120,12 +140,17 @@ def next_second_moment(
             )
     else:
         found = _second_moment(optimizer, advanced)
-    if any(jax.tree.structure(tree) != jax.tree.structure(state.params) for tree in found[:2]):
+    _check_whole(optimizer, found, state.params)
+    return found
+
+
+def _check_whole(optimizer: Optimizer, found: SecondMoment, params: Any) -> None:
+    if any(jax.tree.structure(tree) != jax.tree.structure(params) for tree in found[:2]):
         raise ValueError(
             f"preconditioned_sharpness: optimizer {optimizer.name} keeps second moments for a part of the parameters "
-            "only, so P is undefined for the rest; use an optimizer that treats all alike"
+            f"only, or in another shape, so P is undefined for the rest; use an optimizer that treats all alike, or "
+            f"{SUPPLY}"
         )
-    return found
 
 
 def advance(optimizer: Optimizer, state: State, objective: Callable[[Any], jax.Array]) -> tuple[Any, Any]:
@@ -144,7 +169,7 @@ def _second_moment(optimizer: Optimizer, opt_state: Any) -> SecondMoment:
         raise ValueError(
             f"preconditioned_sharpness: expected an optimizer with one set of second moments, as adam, adamw, nadam, "
             f"amsgrad, rmsprop or adagrad of optax, got {optimizer.name} with {len(found) or 'none'}; use the probe "
-            "'sharpness', or supply one: second_moment=function of the optimizer state that returns a SecondMoment"
+            f"'sharpness', or {SUPPLY}"
         )
     parameters = inspect.signature(optimizer.factory).parameters
 
@@ -157,7 +182,7 @@ def _second_moment(optimizer: Optimizer, opt_state: Any) -> SecondMoment:
         if default is inspect.Parameter.empty:
             raise ValueError(
                 f"preconditioned_sharpness: needs the value of {name!r}, which {optimizer.name} does not take; write a "
-                f"factory with an argument {name} and pass it on to optax, or supply second_moment=..."
+                f"factory with an argument {name} and pass it on to optax, or {SUPPLY}"
             )
         return default
 
@@ -166,39 +191,47 @@ def _second_moment(optimizer: Optimizer, opt_state: Any) -> SecondMoment:
     return SecondMoment(value, jax.tree.map(lambda leaf: rule.root(leaf, get), value), rule.root(jnp.zeros(()), get))
 
 
-def _check_rule(optimizer: Optimizer) -> None:
+def _check_rule(optimizer: Optimizer, params: Any) -> None:
     """Refuse an optimizer whose update is not (linear in the latest gradient) / P, on coordinates of many sizes.
 
     From one state, gradients c_j and -c_j: update_j(+) - update_j(-) = factor c_j (1 / P_j(+) + 1 / P_j(-)).
+
+    params: what is trained; their names and numbers of axes are kept where there are several, for masks and labels.
     """
     numbers = {name: 0.5 if isinstance(value, Tracer) else value for name, value in optimizer.arguments.items()}
     numbers |= {name: 0.5 for name in Optimizer(optimizer.factory, **numbers).missing({})}
     concrete = Optimizer(optimizer.factory, **numbers)
-    sizes = np.asarray([1.0, 1e-2, 1e-5, 1e-8])
-    names = [str(j) for j in range(len(sizes))]
-    params: dict[str, jax.Array] = {}
+    leaves, structure = jax.tree.flatten(params)
+    if len(leaves) < 2:  # trust ratios are one factor for each array
+        leaves, structure = jax.tree.flatten({str(j): jnp.zeros(1) for j in range(len(SIZES))})
+    shapes = [(len(SIZES),) + (1,) * (leaf.ndim - 1) if leaf.ndim else () for leaf in leaves]
+    sizes = [np.roll(SIZES, -j)[: int(np.prod(shape))].reshape(shape) for j, shape in enumerate(shapes)]
+    flat = np.concatenate([np.ravel(leaf) for leaf in sizes])
 
     def update(factor: float, opt_state: Any) -> Any:
-        gradient = {name: jnp.full(2, factor * size) for name, size in zip(names, sizes, strict=True)}
+        gradient = jax.tree.unflatten(structure, [jnp.asarray(factor * leaf, jnp.zeros(()).dtype) for leaf in sizes])
         return concrete.update(
-            gradient, opt_state, params, value=jnp.ones(()), grad=gradient, value_fn=lambda params: jnp.ones(())
+            gradient, opt_state, small, value=jnp.ones(()), grad=gradient, value_fn=lambda params: jnp.ones(())
         )
 
     with jax.ensure_compile_time_eval():
-        params |= {name: jnp.full(2, 2.0**-40) for name in names}  # so small that weight decay is negligible
-        opt_state = concrete.init(params)
+        # So small that weight decay is negligible.
+        small = jax.tree.unflatten(structure, [jnp.full(shape, 2.0**-40) for shape in shapes])
+        opt_state = concrete.init(small)
         for factor in (1.0, 0.3):
             _, opt_state = update(factor, opt_state)
-        stride, inverse = np.zeros(len(sizes)), np.zeros(len(sizes))
+        stride, inverse = np.zeros(len(flat)), np.zeros(len(flat))
         for sign in (1, -1):
             updates, advanced = update(0.7 * sign, opt_state)
-            diagonal = _second_moment(concrete, advanced).preconditioner
-            stride += sign * np.asarray([float(updates[name][0]) for name in names])
-            inverse += np.asarray([1 / float(diagonal[name][0]) for name in names])
-    shares = stride / inverse / sizes
+            moment = _second_moment(concrete, advanced)
+            _check_whole(optimizer, moment, small)
+            stride += sign * np.asarray(ravel_pytree(updates)[0], float)
+            diagonal = jax.tree.map(jnp.broadcast_to, moment.preconditioner, jax.tree.map(jnp.shape, small))
+            inverse += 1 / np.asarray(ravel_pytree(diagonal)[0], float)
+    shares = stride / inverse / flat
     if not np.allclose(shares, shares[0], rtol=1e-3, atol=0) or shares[0] == 0:
         raise ValueError(
             f"preconditioned_sharpness: the update of {optimizer.name} is not (first moment) / sqrt(second moment), "
-            f"expected one factor for all parameters, got {np.array2string(shares, precision=3)}; its state looks like "
-            "Adam's, but its rule is another"
+            f"expected one factor for all parameters, got {np.array2string(shares[: len(SIZES)], precision=3)}; its "
+            f"state looks like Adam's, but its rule is another; {SUPPLY}"
         )

@@ -388,6 +388,16 @@ def _training_calls():
             lambda: {"logits": lambda params, data: data[0]},
             {"logits": NO_FUNCTION, "labels": NO_FUNCTION},
         ),
+        "adaptive_probes": Call(
+            ll.adaptive_probes,
+            lambda: {},
+            {"second_moment": or_none(NO_FUNCTION), "tol": NO_RATE, "max_matvecs": NO_COUNT},
+        ),
+        "cross_entropy_numerics": Call(
+            ll.cross_entropy_numerics,
+            lambda: {"logits": lambda params, data: data[0], "loss": lambda logits, data: logits.sum()},
+            {"logits": NO_FUNCTION, "loss": NO_FUNCTION, "labels": NO_FUNCTION},
+        ),
         "zoom": Call(
             lambda **given: next(ll.zoom(**given)),
             lambda: {"draw": lambda plane: None, "plane": PLANE, "num_frames": 1},
@@ -1103,6 +1113,11 @@ def _figures():
             lambda: {"maps": {"a": ([mapped(), mapped()], "words")}, "title": "t", "note": "n"},
             {"maps": maps, "title": NO_TEXT, "note": NO_TEXT},
         ),
+        "late_training_figure": Call(
+            f.late_training_figure,
+            lambda: {"measured": late()},
+            {"measured": NO_DATASET, "predicted": or_none(NO_DATASET), "b1": no_number(below=-1e-9, above=1.0)},
+        ),
         "save": Call(
             f.save,
             lambda: {"figure": Figure(), "path_stem": "nowhere"},
@@ -1124,6 +1139,15 @@ def _figures():
         ),
     }
     return {f"figures.{name}": call for name, call in calls.items()}
+
+
+@functools.cache
+def late():
+    """As `ll.late_training_map` returns it."""
+    dims, side = ("learning_rate", "b2"), {"learning_rate": [0.01, 0.1], "b2": [0.9, 0.99]}
+    flat = {name: (dims, np.ones((2, 2))) for name in ("probability", "price")}
+    each = {"first_spike": ((*dims, "seed"), np.full((2, 2, 3), 60.0)), "time": (dims, np.full((2, 2), 60.0))}
+    return xr.Dataset({**flat, **each}, {**side, "seed": [0, 1, 2]}, {"late_after": "25", "num_steps": 100})
 
 
 @functools.cache
@@ -1154,6 +1178,7 @@ EXEMPT = {
     "Cause": "an enumeration",
     "Explanation": "made by explain",
     "Outcome": "an enumeration",
+    "SecondMoment": "returned by a function of the user's, and looked at there",
     "state_probe": "takes no argument",
     "adaptive": "a module",
     "curvature": "a module",

@@ -93,6 +93,25 @@ class TestOnset:
         assert adaptive.onset_time(n, b1, b2) - closed == pytest.approx(slower, rel=2e-3)
         assert adaptive.onset_time_sign_descent(n, b1, b2) == pytest.approx(closed, rel=1e-5)
 
+    @pytest.mark.parametrize(("distance", "b1", "b2"), [(1e4, 0.9, 0.9), (3e4, 0.9, 0.9), (3e4, 0.5, 0.7)])
+    def test_a_descent_of_many_memories_is_followed_to_its_end(self, distance, b1, b2):
+        path = adam(int(distance) + 1000, learning_rate=1 / distance, b1=b1, b2=b2)
+        measured = int(np.argmax(path.kappa[0] >= adaptive.critical_ratio(b1)))
+        assert measured > distance
+        assert adaptive.onset_time(distance, b1, b2) == pytest.approx(measured, rel=0.005)
+
+    @pytest.mark.parametrize(
+        ("distance", "b1", "b2"), [(0.5, 0.9, 0.9), (100.3, 0.5, 0.9), (2e5, 0.9, 0.999), (2.5e6, 0.9, 1 - 1e-7)]
+    )
+    def test_sign_descent_is_the_sum_that_it_says(self, distance, b1, b2):
+        """Term by term, and at a distance whose terms no memory could hold."""
+        s = np.arange(int(distance) + 1)
+        with np.errstate(divide="ignore"):
+            total = np.logaddexp.reduce(2 * np.log(distance - s) - s * np.log(b2))
+        expected = (np.log((1 - b2) * adaptive.critical_ratio(b1) ** 2) + total) / -np.log(b2)
+        assert adaptive.onset_time_sign_descent(distance, b1, b2) == pytest.approx(expected, rel=1e-9)
+        assert adaptive.onset_time_sign_descent(1e13, b1, b2) > 1e13
+
 
 class TestCrossing:
     def test_from_the_trough_after_a_spike(self):

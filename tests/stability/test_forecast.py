@@ -178,6 +178,7 @@ class TestForecast:
             ("record of the loss; add the probe 'loss'", runs.drop_vars("loss"), {}),
             (r"record of mode_energy; .*'preconditioned_mode'", runs.drop_vars("mode_energy"), {}),
             ("b1: expected an axis .* pass b1=", runs, {"b1": None}),
+            ("b2: expected that of the runs", runs.expand_dims(b2=[0.99]), {"b2": B2}),
             ("b2: expected an axis .* pass b2=", runs, {"b2": None}),
             ("b2: expected 0 < b2 < 1, got 2", runs, {"b2": 2.0}),
             ("at: expected a step.* first record 10, got 3", runs.sel(step=slice(10, None)), {"at": 3}),

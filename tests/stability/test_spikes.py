@@ -247,3 +247,55 @@ def test_predicted_and_measured_delays_on_a_quadratic():
         np.testing.assert_allclose(measured, predicted, atol=4, err_msg=arm)
     with pytest.raises(ValueError, match="an arm 'unchanged'"):
         intervene(quadratic(), optimizer, states, arms={"a": {}})
+
+
+def saved(optimizer, count=100.0):
+    """One state of an optimizer with Adam's moments, on two parameters."""
+    params = jnp.array([1.0, 1e-3])
+    leaves = [jnp.ravel(leaf) for leaf in jax.tree.leaves(optimizer.init(params))]
+    flat = np.concatenate([[count], [1e-3, -1e-4], [1e-2, 1e-4], *leaves[3:]])
+    return xr.Dataset(
+        {
+            "saved_params": (("state", "parameter"), [params]),
+            "saved_opt_state": (("state", "opt_state_element"), [flat]),
+        }
+    )
+
+
+@pytest.mark.parametrize(
+    "optimizer",
+    [
+        Optimizer(optax.adamw, learning_rate=RATE, weight_decay=0.1),
+        Optimizer(optax.nadam, learning_rate=RATE),
+        Optimizer(optax.adam, learning_rate=RATE, eps_root=1e-3),
+    ],
+    ids=["adamw", "nadam", "eps_root"],
+)
+def test_what_the_arms_would_leave_out_is_refused(optimizer):
+    """Their update is another than that of the arm called unchanged."""
+    with pytest.raises(ValueError, match=r"expected the update of optax.adam, got another of"):
+        intervene(quadratic((1.0, 100.0)), optimizer, saved(optimizer), num_steps=4)
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "change", "arms", "message"),
+    [
+        (None, lambda states: states.isel(state=0), None, r"expected saved_params over \(one axis of states"),
+        (None, lambda states: states.drop_vars("saved_params"), None, r"expected saved_params over .* got none"),
+        (
+            Optimizer(optax.amsgrad, learning_rate=RATE),
+            None,
+            None,
+            "expected 7 elements of the state of amsgrad, got 5",
+        ),
+        (optax.adam, None, None, "adam needs learning_rate"),
+        (None, None, {"unchanged": {}, "wild": {"b1": 1.2}}, r"arms\['wild'\]: b1: expected 0 <= b1 < 1, got 1.2"),
+        (None, None, {"unchanged": {}, "wild": {"eps": "large"}}, r"arms\['wild'\]: eps: expected a number"),
+    ],
+    ids=["no_axis", "no_states", "another_optimizer", "no_rate", "momentum", "no_number"],
+)
+def test_states_and_arms_are_looked_at_before_anything_is_trained(optimizer, change, arms, message):
+    adam = Optimizer(optax.adam, learning_rate=RATE)
+    states = saved(adam) if change is None else change(saved(adam))
+    with pytest.raises(ValueError, match=message):
+        intervene(quadratic((1.0, 100.0)), adam if optimizer is None else optimizer, states, num_steps=4, arms=arms)

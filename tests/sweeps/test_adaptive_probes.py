@@ -157,7 +157,11 @@ def test_every_record_equals_the_dense_computation(x64, name):
 def test_unknown_states_are_refused_and_a_wrong_function_too():
     params = PROBLEM.init(jax.random.key(0))
     for optimizer, supplied, message in (
-        (Optimizer(optax.lion, learning_rate=0.1), None, "supply one: second_moment=function of the optimizer state"),
+        (
+            Optimizer(optax.lion, learning_rate=0.1),
+            None,
+            r"supply them: ll.adaptive_probes\(second_moment=function of the advanced",
+        ),
         (Optimizer(optax.sgd, learning_rate=0.1), lambda opt_state: opt_state, "expected a function that returns a"),
         (
             Optimizer(optax.sgd, learning_rate=0.1),
@@ -168,6 +172,63 @@ def test_unknown_states_are_refused_and_a_wrong_function_too():
         state = State(jnp.int32(0), params, optimizer.init(params), jnp.ones(()), params)
         with pytest.raises(ValueError, match=message):
             next_second_moment(optimizer, state, PROBLEM.objective, supplied)
+
+
+def named(factory):
+    """Adam in some wrapping that looks at the names or the axes of the parameters."""
+
+    def build(learning_rate, b1=0.9, b2=B2, eps=EPS):
+        return factory(optax.adam(learning_rate, b1, b2, eps))
+
+    return Optimizer(build, learning_rate=1e-2)
+
+
+PARTS = PROBLEM.init(jax.random.key(0))
+MATRICES = jax.tree.map(lambda leaf: leaf.ndim > 1, PARTS)
+
+
+@pytest.mark.parametrize(
+    "factory",
+    [
+        lambda tx: optax.chain(optax.masked(optax.add_decayed_weights(1e-3), MATRICES), tx),
+        lambda tx: optax.multi_transform({"all": tx}, jax.tree.map(lambda leaf: "all", PARTS)),
+    ],
+    ids=["mask", "labels"],
+)
+def test_masks_and_labels_by_name_are_read(factory):
+    """They fit these parameters and no others; weight decay goes into the gradient, before the moments."""
+    optimizer = named(factory)
+    state = State(jnp.int32(0), PARTS, optimizer.init(PARTS), jnp.ones(()), jax.tree.map(jnp.ones_like, PARTS))
+    found = next_second_moment(optimizer, state, PROBLEM.objective)
+    _, advanced = optimizer.update(state.gradient, state.opt_state, PARTS)
+    (adam,) = [
+        node
+        for node in jax.tree.leaves(advanced, is_leaf=lambda node: isinstance(node, optax.ScaleByAdamState))
+        if isinstance(node, optax.ScaleByAdamState)
+    ]
+    expected = jax.tree.map(lambda nu: jnp.sqrt(nu / (1 - B2)) + EPS, adam.nu)
+    for got, want in zip(jax.tree.leaves(found.preconditioner), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(got, want, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("factory", "message"),
+    [
+        (lambda tx: optax.masked(tx, MATRICES), "a part of the parameters only"),
+        (lambda tx: optax.masked(tx, lambda params: MATRICES), "a part of the parameters only"),
+        (optax.flatten, "or in another shape"),
+        (
+            lambda tx: optax.chain(tx, optax.masked(optax.scale(0.1), MATRICES)),
+            "expected one factor for all parameters",
+        ),
+    ],
+    ids=["masked", "masked_by_function", "flattened", "two_rates"],
+)
+def test_what_has_no_single_divisor_is_refused_in_words(factory, message):
+    optimizer = named(factory)
+    state = State(jnp.int32(0), PARTS, optimizer.init(PARTS), jnp.ones(()), jax.tree.map(jnp.ones_like, PARTS))
+    with pytest.raises(ValueError, match=message):
+        next_second_moment(optimizer, state, PROBLEM.objective)
 
 
 @pytest.mark.slow
@@ -218,6 +279,12 @@ def test_rounding_of_cross_entropy(one_hot):
         wrong(problem, None, state, (), None)
 
 
-def test_they_are_built_in():
+def test_they_are_built_in_and_public():
     names = ["preconditioned_mode", "preconditioned_gradient_curvature", "update_statistics"]
     assert [probe.name for probe in as_probes(names)] == names
+    supplied = ll.adaptive_probes(moment_of_belief)
+    assert [probe.name for probe in supplied] == names
+    optimizer = Optimizer(optax.adabelief, b2=B2, eps_root=1e-16, **FIXED)
+    state = State(jnp.int32(0), PARTS, optimizer.init(PARTS), jnp.ones(()), jax.tree.map(jnp.ones_like, PARTS))
+    found, _ = supplied[2](PROBLEM, optimizer, state, (), None)
+    assert np.isfinite(found["update_rms"])
