@@ -120,7 +120,7 @@ def _classes(runs: xr.Dataset, dims: tuple[str, ...]) -> tuple[np.ndarray, list[
 
 def _compared(runs: xr.Dataset) -> str:
     """Name of the record that the threshold bounds, "" where there is none."""
-    if not np.isfinite(runs["threshold"].values).any():
+    if "threshold" not in runs or not np.isfinite(runs["threshold"].values).any():
         return ""
     name = "preconditioned_sharpness" if runs["threshold"].attrs.get("preconditioned") else "sharpness"
     return name if name in runs else ""
