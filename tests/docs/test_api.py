@@ -6,6 +6,7 @@ import re
 import pytest
 
 import lossland as ll
+from lossland.sweeps.probes import BUILT_IN
 from tests.docs.pages import DOCS
 
 PAGES = "\n".join(path.read_text() for path in (DOCS / "api").glob("*.md"))
@@ -17,6 +18,11 @@ def test_every_public_name_is_in_the_reference():
     assert set(ll.__all__) - MODULES == DOCUMENTED
     for name in MODULES:
         assert f"automodule:: {getattr(ll, name).__name__}\n" in PAGES
+
+
+def test_every_built_in_probe_is_listed():
+    listed = (DOCS / "how_to" / "probe.md").read_text().partition("## What there is already")[2]
+    assert set(re.findall(r'`"(\w+)"`', listed)) == set(BUILT_IN)
 
 
 @pytest.mark.parametrize("name", sorted(DOCUMENTED))
