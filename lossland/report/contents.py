@@ -54,6 +54,8 @@ def contents(
     dims = tuple(str(dim) for dim in runs["status"].dims)
     plain = [name for name, values in runs.data_vars.items() if set(values.dims) <= {*dims, "step"}]
     runs = runs[plain].load()
+    if "threshold" not in runs:  # dropped: nothing is known to compare with
+        runs = runs.assign(threshold=xr.full_like(runs["status"], np.nan, float))
     codes, listed = _classes(runs, dims)
     relative = _relative_sharpness(runs)
     summary = _summary(runs, dims, codes, listed, relative)
@@ -120,7 +122,7 @@ def _classes(runs: xr.Dataset, dims: tuple[str, ...]) -> tuple[np.ndarray, list[
 
 def _compared(runs: xr.Dataset) -> str:
     """Name of the record that the threshold bounds, "" where there is none."""
-    if "threshold" not in runs or not np.isfinite(runs["threshold"].values).any():
+    if not np.isfinite(runs["threshold"].values).any():
         return ""
     name = "preconditioned_sharpness" if runs["threshold"].attrs.get("preconditioned") else "sharpness"
     return name if name in runs else ""

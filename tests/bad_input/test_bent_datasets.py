@@ -70,5 +70,7 @@ def test_seeds_drawn_with_replacement_are_still_read():
     np.testing.assert_array_equal(again["diverges"], first["diverges"])
 
 
-def test_a_dataset_without_its_threshold_is_drawn_without_it():
-    ll.figures.stability_map_figure(runs().drop_vars("threshold"))
+def test_a_dataset_without_its_threshold_is_drawn_without_it(tmp_path):
+    given = runs().drop_vars("threshold")
+    ll.figures.stability_map_figure(given)
+    assert ll.write_report(given, tmp_path / "report.html").stat().st_size > 1000
