@@ -83,7 +83,7 @@ class Problem:
 
     @property
     def arguments(self) -> dict[str, Any]:
-        """The problem's own hyperparameters and their defaults: keyword-only arguments of `init` and `loss`."""
+        """The problem's own hyperparameters, the keyword-only arguments of `init` and `loss`, and their defaults."""
         return {**_keyword_only(self.init), **_keyword_only(self.loss)}
 
     @property

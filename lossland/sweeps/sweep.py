@@ -172,7 +172,7 @@ class Sweep:
 
     @property
     def hyperparameters(self) -> tuple[str, ...]:
-        """Names of everything that varies: those of the axes, then those of the points."""
+        """Names of everything that varies, those of the axes first, then those of the points."""
         return (*self.axes, *(self.points or {}))
 
     @property
@@ -182,7 +182,7 @@ class Sweep:
 
     @property
     def recorded_steps(self) -> np.ndarray:
-        """Steps at which probes record: 0, every, 2 every, ... and num_steps."""
+        """Steps at which probes record, 0, every, 2 every, ... and num_steps."""
         return np.append(np.arange(0, self.num_steps, self.every), self.num_steps)
 
     def runs(self) -> tuple[dict[str, np.ndarray], np.ndarray]:

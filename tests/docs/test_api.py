@@ -1,5 +1,6 @@
 """The reference has every public name, and every public name says what a reader needs."""
 
+import functools
 import inspect
 import re
 
@@ -44,3 +45,11 @@ def test_functions_of_modules_are_described(module):
         thing = getattr(home, name)
         if not name.startswith("_") and inspect.isroutine(thing) and thing.__module__.startswith("lossland"):
             assert inspect.getdoc(thing), f"{module}.{name} has no docstring"
+
+
+@pytest.mark.parametrize("name", ["Problem", "Sweep", "Optimizer", "Probe"])
+def test_no_colon_turns_a_property_into_its_type(name):
+    """Sphinx reads what stands before a colon in the first line of an attribute as its type."""
+    for key, value in vars(getattr(ll, name)).items():
+        if isinstance(value, (property, functools.cached_property)) and not key.startswith("_"):
+            assert ": " not in (inspect.getdoc(value) or "").splitlines()[0], key
