@@ -78,7 +78,10 @@ def check(name: str, value: Any, rule: Rule) -> None:
     except TRACING_ERRORS:  # what cannot even be looked at does not fit
         fits = False
     if not fits:
-        raise ValueError(f"{name}: expected {rule.expected}, got {described(value)}")
+        most = (
+            f" and at most {MOST}" if _is_integer(value) and value > MOST and " at most " not in rule.expected else ""
+        )
+        raise ValueError(f"{name}: expected {rule.expected}{most}, got {described(value)}")
 
 
 @contextlib.contextmanager
@@ -134,6 +137,16 @@ def dataset(*variables: str, source: str = "ll.run returns") -> Rule:
     return Rule(
         f"the xarray.Dataset{held} that {source}",
         lambda value: isinstance(value, xr.Dataset) and all(name in value.variables for name in variables),
+    )
+
+
+def trajectories(*dims: str) -> Rule:
+    """A dataset as `ll.run` makes them: some of its axes not selected away, none emptied, stacked or renamed."""
+    axes = f" over {', '.join(dims)}" if dims else ""
+    return Rule(
+        f"the xarray.Dataset with status that ll.run returns,{axes} and other axes of distinct finite numbers, none of"
+        " them empty or stacked",
+        lambda value: isinstance(value, xr.Dataset) and _is_trajectories(value, dims),
     )
 
 
@@ -212,7 +225,8 @@ OPTIMIZER = Rule(
 def described(value: Any) -> str:
     """A value in a few words."""
     if isinstance(value, xr.Dataset):
-        return f"a Dataset with {', '.join(map(str, value.variables)) or 'nothing in it'}"
+        sizes = ", ".join(f"{size} {name}" for name, size in value.sizes.items())
+        return f"a Dataset with {', '.join(map(str, value.variables)) or 'nothing in it'}" + f" ({sizes})" * bool(sizes)
     if isinstance(value, jax.core.Tracer):
         return "a value that JAX is tracing"
     if isinstance(value, (np.ndarray, jax.Array)) and np.shape(value):
@@ -222,6 +236,22 @@ def described(value: Any) -> str:
     text = text if len(text) <= 80 else f"{text[:77]}..."
     plain = value is None or isinstance(value, (bool, int, float, complex, str, bytes, np.generic))
     return text if plain else f"{text} ({type(value).__name__})"
+
+
+def _is_trajectories(runs: xr.Dataset, dims: tuple[str, ...]) -> bool:
+    numbers = ("status", "loss", "sharpness", "threshold", "first_rise_step", "first_bad_step", "step")
+    if "status" not in runs or not all(_is_real_leaf(runs[name]) for name in numbers if name in runs.variables):
+        return False
+    if ("seed" in dims and "seed" not in runs["status"].dims) or (
+        "step" in dims and "step" not in runs.get("loss", runs).dims
+    ):
+        return False
+    if not all(runs.sizes.values()) or any(getattr(index, "nlevels", 1) > 1 for index in runs.indexes.values()):
+        return False
+    if "learning_rate" not in runs.indexes:
+        return True
+    rates = np.asarray(runs.indexes["learning_rate"], np.float64)
+    return bool(np.isfinite(rates).all()) and len(np.unique(rates)) == len(rates)
 
 
 def _is_integer(value: Any) -> bool:

@@ -24,7 +24,7 @@ class _Training:
     """What `map` and `plan` have in common."""
 
     problem: tyro.conf.Positional[str]
-    """One of the bundled problems (listed below)."""
+    """One of the bundled problems (`lossland --help` lists them)."""
     learning_rate: Values = ()
     """Learning rates. Default: 32 values from a tenth to a hundred times the one predicted from the sharpness at
     initialisation."""
@@ -277,9 +277,10 @@ def main(arguments: list[str] | None = None) -> int:
         from lossland.sweeps.remote import ExecutorError
         from lossland.sweeps.store import StorageError
 
-        if not isinstance(error, (ExecutorError, StorageError)):
+        said = isinstance(error, (ExecutorError, StorageError))
+        if not said and getattr(error, "filename", None) is None:  # a file or folder the user named, or a defect
             raise
-        print(f"lossland: {error}", file=sys.stderr)
+        print(f"lossland: {error if said else f'{error.filename}: {error.strerror}'}", file=sys.stderr)  # pyright: ignore[reportAttributeAccessIssue]
         return 1
     except KeyboardInterrupt:
         print("lossland: stopped; finished runs are saved, the same command resumes", file=sys.stderr)

@@ -7,7 +7,7 @@ import json
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Executor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,8 @@ COMMAND = "command"
 """Attribute that keeps what `lossland map` was asked for, so that its runs can be computed again."""
 CONNECT_SECONDS = 10
 """Seconds to wait for a scheduler."""
+MOST_VALUES = 2**20
+"""Longer ranges are slips of the keyboard."""
 ADAPTIVE_RATES = (1e-4, 1.0)
 """Default range for optimizers whose stability is not read from the plain Hessian."""
 
@@ -77,11 +79,15 @@ def ask(
     axes = {key: parse_values(key, [text]) for key, text in _once("--axis", map(_assignment, axis)).items()}
     if len(axes) > 1 or "learning_rate" in axes:
         raise ValueError(f"--axis: a map has the learning rate and at most one other axis, got {', '.join(axes)}")
-    rates = parse_values("learning_rate", learning_rate) if learning_rate else predicted_rates(problem, factory)
-    every = every or max(1, steps // NUM_RECORDS)
+    rates = parse_values("learning_rate", learning_rate) if learning_rate else np.ones(1)
+    if (rates <= 0).any():
+        raise ValueError(f"--learning-rate: expected numbers above 0, got {rates[rates <= 0][0]:g}")
+    every = max(1, steps // NUM_RECORDS) if every is None else every
     sweep = Sweep(
         {"learning_rate": rates, **axes}, seeds, steps, every, dtype, lane_width=lane_width, batch_size=batch_size
     )
+    if not learning_rate:  # what else is wrong was said before anything is trained
+        sweep = replace(sweep, axes={"learning_rate": predicted_rates(problem, factory), **axes})
     return Asked(problem, factory, sweep)
 
 
@@ -93,10 +99,10 @@ def map_problem(
     Raises:
         ValueError: naming the argument that is wrong, before anything is trained.
     """
+    own_part = None if part is None else _part(part)
     asked = ask(name, **options)
     sweep = asked.sweep
     folder = Path("runs") / name if out is None else out
-    own_part = None if part is None else _part(part)
     print(
         f"{name}: {' × '.join(f'{len(v)} {k}' for k, v in sweep.axes.items())} × {len(sweep.seeds)} seeds × "
         f"{sweep.num_steps} steps",
@@ -148,6 +154,8 @@ def verify_folder(folder: Path, num_tiles: int) -> int:
     Raises:
         ValueError: if the folder holds no sweep, or one to be computed again that `lossland map` did not make.
     """
+    if num_tiles < 0:
+        raise ValueError(f"--rerun: expected a number of tiles, 0 for none, got {num_tiles}")
     findings = verification.verify(folder)
     print(f"{folder}:\n{verification.describe(findings)}")
     if num_tiles:
@@ -223,8 +231,10 @@ def parse_values(name: str, texts: Sequence[str]) -> np.ndarray:
         if len(ends) == 1:
             values.append(_number(name, text))
             continue
-        if len(ends) != 3 or not ends[2].isdigit() or int(ends[2]) < 2:
-            raise ValueError(f"{name}: expected a number or LOW:HIGH:COUNT with a count of at least 2, got {text!r}")
+        if len(ends) != 3 or not ends[2].isdecimal() or not 2 <= int(ends[2]) <= MOST_VALUES:
+            raise ValueError(
+                f"{name}: expected a number or LOW:HIGH:COUNT with a count of 2 to {MOST_VALUES}, got {text!r}"
+            )
         low, high = _number(name, ends[0]), _number(name, ends[1])
         if not 0 < low < high:
             raise ValueError(f"{name}: a log-spaced range needs 0 < LOW < HIGH, got {text!r}")

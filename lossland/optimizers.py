@@ -12,6 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from lossland.arguments import TRACING_ERRORS
+
 Factory = Callable[..., optax.GradientTransformation]
 
 
@@ -89,6 +91,13 @@ class Optimizer:
                 f"optimizer: expected an optax factory such as optax.sgd, got {type(factory).__name__}; pass the "
                 "function itself and name its arguments as sweep axes or in Optimizer(factory, name=value)"
             )
+        try:
+            inspect.signature(factory)
+        except (TypeError, ValueError):
+            raise ValueError(
+                f"optimizer: expected an optax factory such as optax.sgd, got {factory!r}, whose arguments Python does "
+                "not tell; wrap it in a function"
+            ) from None
         self.factory = factory
         self.arguments = dict(arguments)
         self._refuse_unknown(arguments)
@@ -185,8 +194,10 @@ class Optimizer:
                 f"with Optimizer({self.name}, {missing[0]}=...)"
             )
         params = jax.ShapeDtypeStruct((1,), np.float32) if params is None else params
-        if not swept or self._refusal(params, tuple(swept)) is None:
+        if (refusal := self._refusal(params, tuple(swept))) is None:
             return
+        if not swept:
+            raise ValueError(f"optimizer {self.name}: one update cannot be traced: {refusal}")
         # Together they cannot be traced. Each alone, beside the others' defaults and then beside ordinary numbers (an
         # argument may be looked at only when another is set), so that the message can name the culprit.
         for beside in (self.missing({}), tuple(swept)):
@@ -242,16 +253,33 @@ def _what_tracing_refuses(
 
     def update(params: Any, values: dict[str, jax.Array]) -> Any:
         transformation = optimizer.build(**values, **numbers)
-        return transformation.update(
-            params, transformation.init(params), params, value=jnp.ones(()), grad=params, value_fn=loss
-        )
+        state = transformation.init(params)
+        updates, after = transformation.update(params, state, params, value=jnp.ones(()), grad=params, value_fn=loss)
+        pairs = (("updates like the parameters", params, updates), ("a state like init's", state, after))
+        for what, before, given in pairs:
+            if _form(before) != _form(given):
+                raise _MisfitError(
+                    f"optimizer {optimizer.name}: expected update to return {what}, {_form(before)}, got {_form(given)}"
+                )
+        return updates
 
     params = jax.tree.unflatten(structure, shapes)
     try:
         jax.eval_shape(update, params, {name: jax.ShapeDtypeStruct((), np.float32) for name in traced})
-    except (TypeError, ValueError, AttributeError) as error:  # JAX's complaints about tracers are TypeErrors
+    except _MisfitError:
+        raise
+    except TRACING_ERRORS as error:  # JAX's complaints about tracers are TypeErrors
         return str(error) or type(error).__name__
     return None
+
+
+class _MisfitError(ValueError):
+    """Update or state of an optimizer do not have the form of what they follow."""
+
+
+def _form(tree: Any) -> str:
+    """Structure and shapes of a pytree in words."""
+    return str(jax.tree.map(jnp.shape, tree))
 
 
 def _names(factory: Callable[..., Any], needed: bool = False) -> tuple[str, ...]:

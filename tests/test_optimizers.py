@@ -136,6 +136,19 @@ def test_masks_by_parameter_are_checked_on_the_parameters():
     Optimizer(decay_weights_only).check(swept, params=jax.eval_shape(lambda: PARAMS))
 
 
+def updating(update, *learning_rates):
+    """An optimizer whose update is `update(gradient, state)`."""
+
+    def built_by_hand(learning_rate):
+        return optax.GradientTransformation(lambda params: (), lambda g, s, params=None: update(g, s))
+
+    return Optimizer(built_by_hand, **dict(zip(["learning_rate"], learning_rates, strict=False)))
+
+
+def fails(learning_rate):
+    raise ZeroDivisionError("division by zero")
+
+
 @pytest.mark.parametrize(
     ("refuse", "message"),
     [
@@ -145,6 +158,15 @@ def test_masks_by_parameter_are_checked_on_the_parameters():
         (lambda: Optimizer(optax.sgd).check({"learning_rate": 0, "b1": 0}), r"sgd has no argument 'b1'"),
         (lambda: Optimizer(optax.sgd).check({"momentum": 0}), r"sgd needs learning_rate: add an axis of that name"),
         (lambda: Optimizer(optax.sgd, learning_rate=1).check({"learning_rate": 0}), r"fixed to 1 and a sweep axis"),
+        (lambda: Optimizer(dict), r"optimizer: .*got <class 'dict'>, whose arguments Python does not tell"),
+        (
+            lambda: updating(lambda g, s: (None, s)).check({"learning_rate": 0}),
+            r"built_by_hand: .*updates like the",
+        ),
+        (lambda: updating(lambda g, s: (g, (1,))).check({"learning_rate": 0}), r"built_by_hand: .*a state like init's"),
+        (lambda: updating(lambda g, s: (g[:0], s)).check({"learning_rate": 0}), r"updates like .*\(1,\), got \(0,\)"),
+        (lambda: updating(lambda g, s: g["w"], 0.1).check({}), r"built_by_hand: one update cannot be traced"),
+        (lambda: Optimizer(fails).check({"learning_rate": 0}), r"fails: 'learning_rate' cannot be swept.*zero"),
         (lambda: as_optimizer("sgd"), r"expected an optax factory such as optax.sgd, got str"),
         (lambda: as_optimizer(optax.sgd(0.1)).check({"learning_rate": 0}), r"no argument 'learning_rate'; it has none"),
     ],

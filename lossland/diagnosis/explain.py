@@ -10,7 +10,7 @@ import jax
 import numpy as np
 import xarray as xr
 
-from lossland.arguments import OPTIMIZER, a, dataset, expects, optional
+from lossland.arguments import OPTIMIZER, a, expects, optional, trajectories
 from lossland.diagnosis import counterfactuals, measurements, replays
 from lossland.diagnosis.arms import differentiated_numerically, is_recurrent
 from lossland.diagnosis.causes import Cause
@@ -41,7 +41,7 @@ REPLAYED = {
 """Arms that need a program of their own."""
 
 
-@expects(run=dataset("status"), problem=optional(a("an ll.Problem", Problem)), optimizer=optional(OPTIMIZER))
+@expects(run=trajectories("step"), problem=optional(a("an ll.Problem", Problem)), optimizer=optional(OPTIMIZER))
 def explain(run: xr.Dataset, problem: Problem | None = None, optimizer: Any = None) -> Explanation:
     """Say why the loss of one run rose: cause, evidence, confidence, and the counterfactuals that prove it.
 

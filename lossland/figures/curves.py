@@ -9,7 +9,7 @@ import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from lossland.arguments import DRAWABLE, NUMBERS, dataset, expects, optional
+from lossland.arguments import DRAWABLE, NUMBERS, expects, optional, trajectories
 from lossland.figures import style
 from lossland.figures.labels import head, label_ends, name_with_units, number, scale_axis, settle
 from lossland.figures.reading import choose_values, curve_axis, curves, grid_axes, ran, with_grid
@@ -22,7 +22,7 @@ ESCAPE = 1e3
 """A diverging loss is followed up to this many times the highest start."""
 
 
-@expects(ax=DRAWABLE, runs=dataset("status"), values=optional(NUMBERS))
+@expects(ax=DRAWABLE, runs=trajectories("step"), values=optional(NUMBERS))
 def plot_loss(ax: Axes, runs: xr.Dataset, values: Values | None = None) -> None:
     """Draw the training loss over steps for a few learning rates, on a log axis where it is positive.
 
@@ -44,7 +44,7 @@ def plot_loss(ax: Axes, runs: xr.Dataset, values: Values | None = None) -> None:
         _plot(ax, whole, "loss", _chosen(whole, values))
 
 
-@expects(ax=DRAWABLE, runs=dataset("status"), values=optional(NUMBERS))
+@expects(ax=DRAWABLE, runs=trajectories("step"), values=optional(NUMBERS))
 def plot_sharpness(ax: Axes, runs: xr.Dataset, values: Values | None = None) -> None:
     """Draw the sharpness over steps for a few learning rates, against the threshold above which training is unstable.
 
@@ -68,7 +68,7 @@ def plot_sharpness(ax: Axes, runs: xr.Dataset, values: Values | None = None) -> 
         _plot(ax, whole, name, _chosen(whole, values))
 
 
-@expects(runs=dataset("status"), values=optional(NUMBERS))
+@expects(runs=trajectories("step"), values=optional(NUMBERS))
 def curves_figure(runs: xr.Dataset, values: Values | None = None) -> Figure:
     """Compose loss over steps and, below it, sharpness / threshold over steps, for a few learning rates.
 

@@ -14,7 +14,7 @@ from matplotlib.patches import Rectangle
 from matplotlib.patheffects import Normal, Stroke
 from matplotlib.transforms import blended_transform_factory
 
-from lossland.arguments import DRAWABLE, dataset, expects
+from lossland.arguments import DRAWABLE, dataset, either, expects, trajectories
 from lossland.figures import style
 from lossland.figures.labels import (
     NBSP,
@@ -49,8 +49,10 @@ KEY, GAP = 17, 7
 MISSING: dict[str, Any] = {"facecolor": "white", "edgecolor": "#9AA1AC", "hatch": "xxxx"}
 """What was not run is no colour of an outcome."""
 
+MAPPED = either(trajectories("step"), dataset("diverges", "never_rises", source="ll.stability_map makes of it"))
 
-@expects(ax=DRAWABLE, runs=dataset())
+
+@expects(ax=DRAWABLE, runs=MAPPED)
 def plot_stability_map(ax: Axes, runs: xr.Dataset) -> None:
     """Draw the outcomes of training over a grid of one or two axes.
 
@@ -78,7 +80,7 @@ def plot_stability_map(ax: Axes, runs: xr.Dataset) -> None:
             _plot_plane(ax, fractions, found, *_oriented(axes))
 
 
-@expects(runs=dataset())
+@expects(runs=MAPPED)
 def stability_map_figure(runs: xr.Dataset) -> Figure:
     """Compose the stability map of runs with a title that says what is seen and a note of what was run.
 

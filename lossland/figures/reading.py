@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import xarray as xr
 
-from lossland.arguments import NUMBERS, TEXT, dataset, expects
+from lossland.arguments import NUMBERS, TEXT, expects, trajectories
 from lossland.figures.labels import counted
 from lossland.stability.maps import Event, critical_learning_rate, median_over_seeds, outcomes
 from lossland.sweeps.sweep import Outcome
@@ -75,7 +75,7 @@ def threshold_name(runs: xr.Dataset) -> str:
     return "sharpness = threshold"
 
 
-@expects(runs=dataset("status"))
+@expects(runs=trajectories("step"))
 def boundaries(runs: xr.Dataset) -> xr.Dataset:
     """Collect the learning rates at which training changes, predicted and measured, over the other axes.
 
@@ -96,7 +96,7 @@ def boundaries(runs: xr.Dataset) -> xr.Dataset:
         for event, label in events:
             critical = critical_learning_rate(runs, event)
             found[event] = (label, {name: critical[name] for name in ("median", "low", "high")})
-        if "predicted" in critical and np.isfinite(critical["predicted"]).any():
+        if "predicted" in critical and "threshold" in runs and np.isfinite(critical["predicted"]).any():
             formula = threshold_name(runs)
             found["predicted"] = (formula, median_over_seeds(critical["predicted"]))
             if formula == "2/sharpness":
@@ -124,7 +124,7 @@ def ran(runs: xr.Dataset) -> str:
     return text
 
 
-@expects(runs=dataset("status"))
+@expects(runs=trajectories("step"))
 def choose_values(runs: xr.Dataset) -> np.ndarray:
     """Choose at most four grid values whose curves tell the story, in rising order.
 
@@ -165,7 +165,7 @@ def choose_values(runs: xr.Dataset) -> np.ndarray:
     return values[sorted(chosen | {0, spread_out[2], count - 1} if len(chosen) < 3 else chosen)]
 
 
-@expects(runs=dataset("status"), name=TEXT, values=NUMBERS)
+@expects(runs=trajectories("step"), name=TEXT, values=NUMBERS)
 def curves(runs: xr.Dataset, name: str, values: Sequence[float] | np.ndarray) -> xr.Dataset:
     """Take the median over seeds of a record along the steps, at chosen grid values.
 

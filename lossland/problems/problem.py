@@ -83,7 +83,7 @@ class Problem:
 
     @property
     def arguments(self) -> dict[str, Any]:
-        """The problem's own hyperparameters and their defaults: keyword-only arguments of `init` and `loss`."""
+        """The problem's own hyperparameters, the keyword-only arguments of `init` and `loss`, and their defaults."""
         return {**_keyword_only(self.init), **_keyword_only(self.loss)}
 
     @property
@@ -390,8 +390,14 @@ def _check_functions(problem: Problem) -> None:
                 "real-valued parameters can be trained (move constants into the loss or the data)"
             )
     batch = jax.tree.map(_shape_of, problem.data)
+    returned = []
+
+    def evaluated(params: Any, batch: Any) -> Any:
+        returned.append(problem._evaluate(params, batch))
+        return returned[-1]
+
     try:
-        value = jax.eval_shape(problem._evaluate, params, batch)
+        value = jax.eval_shape(evaluated, params, batch)
         state = jax.eval_shape(problem.init_state, key) if problem.init_state else ()
         _, after = jax.eval_shape(problem.training_loss, params, batch, key, state)
     except TRACING_ERRORS as error:
@@ -407,3 +413,7 @@ def _check_functions(problem: Problem) -> None:
     if shape != () or not jnp.issubdtype(value.dtype, jnp.floating):
         got = f"shape {shape} and dtype {value.dtype}" if shape is not None else type(value).__name__
         raise ValueError(f"loss: expected a floating-point scalar, got {got}; take the mean over examples")
+    if not isinstance(returned[-1], jax.Array):
+        raise ValueError(
+            f"loss: expected a scalar that JAX computes from the parameters, got the plain number {returned[-1]}"
+        )

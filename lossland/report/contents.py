@@ -54,6 +54,8 @@ def contents(
     dims = tuple(str(dim) for dim in runs["status"].dims)
     plain = [name for name, values in runs.data_vars.items() if set(values.dims) <= {*dims, "step"}]
     runs = runs[plain].load()
+    if "threshold" not in runs:  # dropped: nothing is known to compare with
+        runs = runs.assign(threshold=xr.full_like(runs["status"], np.nan, float))
     codes, listed = _classes(runs, dims)
     relative = _relative_sharpness(runs)
     summary = _summary(runs, dims, codes, listed, relative)

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from lossland.arguments import FUNCTION, PATH, count, dataset, expects, number, optional
+from lossland.arguments import FUNCTION, PATH, count, expects, number, optional, trajectories
 from lossland.report.contents import contents
 from lossland.report.stories import Explain
 from lossland.sweeps.archive import write_whole
@@ -25,7 +25,7 @@ MOST_ROWS = 512
 
 
 @expects(
-    runs=dataset("status"), path=PATH, explain=optional(FUNCTION), num_explained=count(0), max_bytes=number(above=0)
+    runs=trajectories("step"), path=PATH, explain=optional(FUNCTION), num_explained=count(0), max_bytes=number(above=0)
 )
 def write_report(
     runs: xr.Dataset,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import xarray as xr
 
-from lossland.arguments import TEXT, a, count, dataset, expects, optional
+from lossland.arguments import TEXT, a, count, expects, optional, trajectories
 from lossland.stability.cutoffs import CUTOFFS, Cutoffs
 from lossland.stability.maps import bracket, median_of_bracket, outcomes
 from lossland.sweeps.sweep import Outcome
@@ -22,7 +22,7 @@ ROUNDING = 1e-3
 """Sharpness has risen when it exceeds its initial value by more than this share, ten times the probe's tolerance."""
 
 
-@expects(runs=dataset("status"), within=optional(count(0)), unit=TEXT, cutoffs=a("ll.Cutoffs(...)", Cutoffs))
+@expects(runs=trajectories("seed", "step"), within=optional(count(0)), unit=TEXT, cutoffs=a("ll.Cutoffs(...)", Cutoffs))
 def critical_constants(
     runs: xr.Dataset, within: int | None = None, unit: str = "sharpness", cutoffs: Cutoffs = CUTOFFS
 ) -> xr.Dataset:
@@ -100,7 +100,7 @@ def critical_constants(
     return result.assign_attrs(runs.attrs)
 
 
-@expects(runs=dataset("status"), unit=TEXT, cutoffs=a("ll.Cutoffs(...)", Cutoffs))
+@expects(runs=trajectories("seed", "step"), unit=TEXT, cutoffs=a("ll.Cutoffs(...)", Cutoffs))
 def catapult_window(runs: xr.Dataset, unit: str = "sharpness", cutoffs: Cutoffs = CUTOFFS) -> xr.Dataset:
     """Measure where training is catapulted: the loss exceeds its initial value, and still recovers.
 

@@ -9,7 +9,7 @@ from typing import Literal
 import numpy as np
 import xarray as xr
 
-from lossland.arguments import a, dataset, expects
+from lossland.arguments import a, expects, trajectories
 from lossland.stability.cutoffs import CUTOFFS, Cutoffs, checked
 from lossland.stability.intervals import COVERAGE
 from lossland.sweeps.sweep import Outcome
@@ -66,7 +66,7 @@ def end_of(runs: xr.Dataset, name: str, cutoffs: Cutoffs = CUTOFFS) -> xr.DataAr
     return runs[name].isel(step=slice(-num_tail, None)).median("step", skipna=False)
 
 
-@expects(runs=dataset("status"), cutoffs=a("ll.Cutoffs(...)", Cutoffs))
+@expects(runs=trajectories("seed", "step"), cutoffs=a("ll.Cutoffs(...)", Cutoffs))
 def stability_map(runs: xr.Dataset, cutoffs: Cutoffs = CUTOFFS) -> xr.Dataset:
     """Count outcomes over seeds at every point of the grid.
 
@@ -100,7 +100,7 @@ def stability_map(runs: xr.Dataset, cutoffs: Cutoffs = CUTOFFS) -> xr.Dataset:
     return stable
 
 
-@expects(runs=dataset("status"), cutoffs=a("ll.Cutoffs(...)", Cutoffs))
+@expects(runs=trajectories("seed", "step"), cutoffs=a("ll.Cutoffs(...)", Cutoffs))
 def critical_learning_rate(runs: xr.Dataset, event: Event = "diverges", cutoffs: Cutoffs = CUTOFFS) -> xr.Dataset:
     """Find, seed by seed, the smallest learning rate at which an event happens, and its median with an interval.
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from lossland.arguments import TEXT, a, dataset, expects, number
+from lossland.arguments import TEXT, a, expects, number, trajectories
 from lossland.stability.cutoffs import CUTOFFS, Cutoffs
 from lossland.stability.intervals import COVERAGE, Method, binomial_interval
 from lossland.stability.maps import end_of, outcomes
@@ -26,7 +26,7 @@ CLASSES = {
 "diverges"."""
 
 
-@expects(runs=dataset("status"), cutoffs=a("ll.Cutoffs(...)", Cutoffs))
+@expects(runs=trajectories("step"), cutoffs=a("ll.Cutoffs(...)", Cutoffs))
 def classes(runs: xr.Dataset, cutoffs: Cutoffs = CUTOFFS) -> xr.Dataset:
     """Divide runs into six classes: booleans with the names of `CLASSES` and the dims of `status`.
 
@@ -68,7 +68,7 @@ def classes(runs: xr.Dataset, cutoffs: Cutoffs = CUTOFFS) -> xr.Dataset:
     return xr.Dataset(flags, attrs={**runs.attrs, "edge_read_from": source, "cutoffs": str(cutoffs)})
 
 
-@expects(runs=dataset("status"), cutoffs=a("ll.Cutoffs(...)", Cutoffs), factor=number(above=1))
+@expects(runs=trajectories("step"), cutoffs=a("ll.Cutoffs(...)", Cutoffs), factor=number(above=1))
 def cutoff_sensitivity(runs: xr.Dataset, cutoffs: Cutoffs = CUTOFFS, factor: float = 2.0) -> xr.Dataset:
     """Report how much the map owes to each cut-off: change one by a factor, down and up, and classify again.
 
@@ -110,7 +110,12 @@ def cutoff_sensitivity(runs: xr.Dataset, cutoffs: Cutoffs = CUTOFFS, factor: flo
     )
 
 
-@expects(runs=dataset("status"), outcome=TEXT, coverage=number(above=0, below=1), cutoffs=a("ll.Cutoffs(...)", Cutoffs))
+@expects(
+    runs=trajectories("seed", "step"),
+    outcome=TEXT,
+    coverage=number(above=0, below=1),
+    cutoffs=a("ll.Cutoffs(...)", Cutoffs),
+)
 def outcome_probability(
     runs: xr.Dataset,
     outcome: str = "diverges",
@@ -146,7 +151,11 @@ def outcome_probability(
 
 
 @expects(
-    runs=dataset("status"), x=TEXT, y=TEXT, coverage=number(above=0, below=1), cutoffs=a("ll.Cutoffs(...)", Cutoffs)
+    runs=trajectories("seed", "step"),
+    x=TEXT,
+    y=TEXT,
+    coverage=number(above=0, below=1),
+    cutoffs=a("ll.Cutoffs(...)", Cutoffs),
 )
 def phase_diagram(
     runs: xr.Dataset,

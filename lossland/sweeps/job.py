@@ -36,7 +36,10 @@ def axis_owners(problem: Problem, optimizer: Optimizer, sweep: Sweep) -> dict[st
         ValueError: for a name that nobody has (all that exist are listed), or that two have.
     """
     owners = {}
+    results = {"status", "threshold", "relative_sharpness", *SUMMARY, *NOISY_SUMMARY}
     for name in sweep.hyperparameters:
+        if name in results:
+            raise ValueError(f"axes: {name!r} is a name that every result has; take the argument under another name")
         having = [
             owner
             for owner, names in (

@@ -329,7 +329,13 @@ def in_precision(problem: Problem, dtype: str) -> Any:
 
     def convert(path: Any, leaf: np.ndarray) -> np.ndarray:
         if not jnp.issubdtype(leaf.dtype, jnp.floating):
-            return leaf.astype(jax.dtypes.canonicalize_dtype(leaf.dtype))
+            whole = leaf.astype(jax.dtypes.canonicalize_dtype(leaf.dtype))
+            if (whole != leaf).any():
+                raise ValueError(
+                    f"data{jax.tree_util.keystr(path)}: integers up to {np.abs(leaf).max()} do not fit into "
+                    f"{whole.dtype}; give them as floats, or subtract what they have in common"
+                )
+            return whole
         with np.errstate(over="ignore"):
             converted = leaf.astype(jnp.dtype(dtype))
         if not np.isfinite(converted.astype(np.float64)).all():

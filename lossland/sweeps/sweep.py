@@ -14,7 +14,7 @@ import numpy as np
 
 from lossland.arguments import FLAG, MAPPING, MOST, calling, check, count, number
 
-MOST_SEEDS, MOST_RECORDS = 2**24, 2**24
+MOST_SEEDS, MOST_RECORDS, MOST_RUNS = 2**24, 2**24, 2**28
 """More than these is a slip of the keyboard: no machine would hold them."""
 RESERVED = ("seed", "step", "run")
 DTYPES = ("float32", "float64", "bfloat16")
@@ -123,6 +123,10 @@ class Sweep:
                 raise ValueError(f"{name}: given both as an axis and as {name}={getattr(self, name)!r}; keep one")
         if self.lane_width is not None:
             object.__setattr__(self, "lane_width", _count("lane_width", self.lane_width, 1))
+        if self.num_runs > MOST_RUNS:
+            raise ValueError(
+                f"axes: {self.num_runs} runs are more than {MOST_RUNS}; take fewer values of an axis, or points"
+            )
 
     @classmethod
     def random(cls, ranges: Mapping[str, Any], num_points: int, *, draw: int = 0, **fields: Any) -> Sweep:
@@ -168,7 +172,7 @@ class Sweep:
 
     @property
     def hyperparameters(self) -> tuple[str, ...]:
-        """Names of everything that varies: those of the axes, then those of the points."""
+        """Names of everything that varies, those of the axes first, then those of the points."""
         return (*self.axes, *(self.points or {}))
 
     @property
@@ -178,7 +182,7 @@ class Sweep:
 
     @property
     def recorded_steps(self) -> np.ndarray:
-        """Steps at which probes record: 0, every, 2 every, ... and num_steps."""
+        """Steps at which probes record, 0, every, 2 every, ... and num_steps."""
         return np.append(np.arange(0, self.num_steps, self.every), self.num_steps)
 
     def runs(self) -> tuple[dict[str, np.ndarray], np.ndarray]:

@@ -54,9 +54,12 @@ def to_tensorboard(runs: xr.Dataset, folder: str | os.PathLike[str]) -> list[Pat
         if int(one["status"]) == Outcome.not_run:
             continue
         place = Path(folder) / _name(one, grid)
-        if place.exists() and any(place.iterdir()):
-            raise ValueError(f"folder: {place} is not empty; choose another folder")
-        place.mkdir(parents=True, exist_ok=True)
+        try:
+            if place.exists() and any(place.iterdir()):
+                raise ValueError(f"folder: {place} is not empty; choose another folder")
+            place.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ValueError(f"folder: {place} cannot be written ({error.strerror}); choose another folder") from error
         curves = _curves(one, names)
         log = writer(str(place))
         for row, step in enumerate(steps):

@@ -33,7 +33,10 @@ def build_optimizer(factory: Any, name: str, hyperparameters: Mapping[str, Any])
     """Call a factory, after checking its arguments by name."""
     if not callable(factory):
         raise ValueError(f"threshold: expected an optax factory or an optax.GradientTransformation, got {factory!r}")
-    parameters = inspect.signature(factory).parameters.values()
+    try:
+        parameters = inspect.signature(factory).parameters.values()
+    except ValueError:
+        raise ValueError(f"threshold: expected an optax factory, got {factory!r}; wrap it in a function") from None
     names = [p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
     unknown = [] if any(p.kind is p.VAR_KEYWORD for p in parameters) else sorted(set(hyperparameters) - set(names))
     if unknown:
@@ -48,7 +51,7 @@ def build_optimizer(factory: Any, name: str, hyperparameters: Mapping[str, Any])
         transformation = factory(**hyperparameters)
     except jax.errors.JAXTypeError:
         raise
-    except TypeError as error:
+    except (TypeError, ArithmeticError, LookupError, AttributeError) as error:
         raise ValueError(f"{name}: could not be built ({error}); pass its arguments by name") from error
     if not (hasattr(transformation, "init") and hasattr(transformation, "update")):
         raise ValueError(f"{name}: expected to return an optax.GradientTransformation, got {transformation!r}")

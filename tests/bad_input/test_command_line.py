@@ -27,9 +27,9 @@ BAD = {
     "problem": NO_NUMBER.map(lambda word: ["map", word]),
     "plan": NO_NUMBER.map(lambda word: ["plan", word]),
     "learning rate": NO_NUMBER.map(lambda word: ["map", "quadratic", "--learning-rate", word]),
-    "range": st.sampled_from(["1:0.1:5", "0:1:3", "1:2", "1:2:3:4", "1:2:1", "a:b:3", "nan", "inf", ":", ","]).map(
-        lambda text: ["map", "quadratic", "--learning-rate", text]
-    ),
+    "range": st.sampled_from(
+        ["1:0.1:5", "0:1:3", "1:2", "1:2:3:4", "1:2:1", "a:b:3", "1:2:²", "1:2:99999999999", "nan", "inf", ":", ","]
+    ).map(lambda text: ["map", "quadratic", "--learning-rate", text]),
     "axis": NO_NUMBER.map(lambda word: [*SMALL, "--axis", f"{word}=1"]),
     "axis without value": WORDS.map(lambda word: [*SMALL, "--axis", word]),
     "optimizer": NO_NUMBER.map(lambda word: [*SMALL, "--optimizer", f"no {word}"]),
@@ -42,7 +42,10 @@ BAD = {
     "many seeds": st.integers(min_value=10**9).map(lambda value: [*SMALL, f"--seeds={value}"]),
     "steps": st.integers(max_value=0).map(lambda value: [*SMALL, f"--steps={value}"]),
     "many steps": st.integers(min_value=10**11).map(lambda value: [*SMALL, f"--steps={value}"]),
-    "every": st.integers(max_value=-1).map(lambda value: [*SMALL, f"--every={value}"]),
+    "learning rates below 0": st.floats(max_value=0, allow_nan=False, allow_infinity=False).map(
+        lambda value: ["map", "quadratic", f"--learning-rate={value}"]
+    ),
+    "every": st.integers(max_value=0).map(lambda value: [*SMALL, f"--every={value}"]),
     "batch size": st.integers(max_value=0).map(lambda value: [*SMALL, f"--batch-size={value}"]),
     "lane width": st.integers(max_value=0).map(lambda value: [*SMALL, f"--lane-width={value}"]),
     "no integer": NO_NUMBER.map(lambda word: [*SMALL, f"--seeds={word}"]),
@@ -54,6 +57,7 @@ BAD = {
     "explain at": WORDS.map(lambda word: ["explain", "nowhere", "--at", word]),
     "status": WORDS.map(lambda word: ["status", f"nowhere {word}"]),
     "report": WORDS.map(lambda word: ["report", f"nowhere {word}"]),
+    "rerun": st.integers(max_value=-1).map(lambda value: ["verify", "nowhere", f"--rerun={value}"]),
     "verify": WORDS.map(lambda word: ["verify", f"nowhere {word}"]),
     "flag": WORDS.map(lambda word: [*SMALL, f"--no-such-{word}"]),
 }
@@ -80,3 +84,34 @@ def test_bad_input_is_said_in_a_line(kind, tmp_path, monkeypatch, capsys):
         assert not list(tmp_path.iterdir()), "nothing is written"
 
     property_()
+
+
+def test_a_file_that_cannot_be_written_is_said_in_a_line(tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    assert main(["reproduce", "linear_regression", "--fast", "--out", str(tmp_path / "file")]) == 1
+    assert (
+        capsys.readouterr().err.splitlines()[-1] == f"lossland: {tmp_path}/file/linear_regression-fast: Not a directory"
+    )
+
+
+def test_what_is_wrong_is_said_before_a_range_is_predicted(monkeypatch, capsys):
+    """Rates that are not given are predicted from the sharpness, which trains."""
+    monkeypatch.setattr("lossland.mapping.predicted_rates", lambda *given: pytest.fail("trained"))
+    for option, word in (("--part=3", "part"), ("--batch-size=0", "batch_size"), ("--every=0", "every")):
+        assert main(["map", "quadratic", option]) == 2
+        assert word in capsys.readouterr().err
+
+
+def test_a_count_too_large_is_told_its_limit(capsys):
+    assert main([*SMALL, "--steps=100000000000"]) == 2
+    assert "at most 2147483647" in capsys.readouterr().err
+
+
+def test_help_points_to_where_the_problems_are_listed(capsys):
+    with pytest.raises(SystemExit):
+        main(["map", "--help"])
+    assert "lossland --help" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    listed = capsys.readouterr().out
+    assert all(f"{name}:" in listed for name in NAMES)

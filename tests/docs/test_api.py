@@ -1,11 +1,13 @@
 """The reference has every public name, and every public name says what a reader needs."""
 
+import functools
 import inspect
 import re
 
 import pytest
 
 import lossland as ll
+from lossland.sweeps.probes import BUILT_IN
 from tests.docs.pages import DOCS
 
 PAGES = "\n".join(path.read_text() for path in (DOCS / "api").glob("*.md"))
@@ -17,6 +19,11 @@ def test_every_public_name_is_in_the_reference():
     assert set(ll.__all__) - MODULES == DOCUMENTED
     for name in MODULES:
         assert f"automodule:: {getattr(ll, name).__name__}\n" in PAGES
+
+
+def test_every_built_in_probe_is_listed():
+    listed = (DOCS / "how_to" / "probe.md").read_text().partition("## What there is already")[2]
+    assert set(re.findall(r'`"(\w+)"`', listed)) == set(BUILT_IN)
 
 
 @pytest.mark.parametrize("name", sorted(DOCUMENTED))
@@ -38,3 +45,11 @@ def test_functions_of_modules_are_described(module):
         thing = getattr(home, name)
         if not name.startswith("_") and inspect.isroutine(thing) and thing.__module__.startswith("lossland"):
             assert inspect.getdoc(thing), f"{module}.{name} has no docstring"
+
+
+@pytest.mark.parametrize("name", ["Problem", "Sweep", "Optimizer", "Probe"])
+def test_no_colon_turns_a_property_into_its_type(name):
+    """Sphinx reads what stands before a colon in the first line of an attribute as its type."""
+    for key, value in vars(getattr(ll, name)).items():
+        if isinstance(value, (property, functools.cached_property)) and not key.startswith("_"):
+            assert ": " not in (inspect.getdoc(value) or "").splitlines()[0], key

@@ -65,6 +65,7 @@ REFUSED = {
     "complex parameters": ({"init": lambda key: jnp.zeros(2, complex)}, r"init: params has dtype complex64"),
     "vector loss": ({"loss": lambda params, batch: batch[1] * params["b"]}, r"loss: .*shape \(6,\).*take the mean"),
     "loss with more": ({"loss": lambda params, batch: (params["b"], batch)}, r"loss: .*scalar, got tuple"),
+    "a number as loss": ({"loss": lambda params, batch: 1.0}, r"loss: .*got the plain number 1.0"),
     "integer loss": ({"loss": lambda params, batch: jnp.argmin(batch[1])}, r"loss: .*dtype int32"),
     "loss of one argument": ({"loss": lambda params: params["b"]}, r"loss: expected a function \(params, batch\)"),
     "loss of other shapes": (

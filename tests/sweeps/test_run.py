@@ -308,6 +308,29 @@ class TestInput:
         with pytest.raises(ValueError, match="overflow float32"):
             ll.run(problem, optax.sgd, ll.Sweep({"learning_rate": [0.1]}, 1, 2, 1))
 
+    def test_integers_that_would_wrap_around(self):
+        problem = ll.Problem(lambda key: jnp.zeros(1), lambda p, b: jnp.mean(b * p), np.array([1, 2**33]))
+        with pytest.raises(ValueError, match=r"data: integers up to 8589934592 do not fit into int32"):
+            ll.run(problem, optax.sgd, ll.Sweep({"learning_rate": [0.1]}, 1, 2, 1))
+
+    @pytest.mark.parametrize(
+        ("name", "factory"),
+        [
+            ("status", lambda learning_rate, status: optax.sgd(learning_rate * status)),
+            ("threshold", lambda learning_rate, threshold: optax.sgd(learning_rate * threshold)),
+            ("num_rises", lambda learning_rate, num_rises: optax.sgd(learning_rate * num_rises)),
+        ],
+    )
+    def test_an_argument_named_as_a_result_is_refused(self, name, factory):
+        axes = {"learning_rate": [0.1], name: [0.5]}
+        with pytest.raises(ValueError, match=f"axes: '{name}' is a name that every result has"):
+            ll.run(problem_named("line"), factory, ll.Sweep(axes, 1, 2, 1))
+
+    def test_more_runs_than_a_machine_holds(self):
+        axes = {name: np.linspace(0.1, 0.9, 2000) for name in ("learning_rate", "b1", "b2")}
+        with pytest.raises(ValueError, match="axes: 8000000000 runs are more than"):
+            ll.Sweep(axes, 1, 2, 1)
+
 
 SMALL = {"axes": {"learning_rate": RATES}, "seeds": 5, "num_steps": 20, "every": 5, "lane_width": 4}
 

@@ -58,6 +58,12 @@ def test_one_run_and_what_is_refused(tmp_path, monkeypatch):
         ll.to_tensorboard(RUNS, tmp_path)
 
 
+def test_a_file_in_the_place_of_the_folder_is_said(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match=r"folder: .* cannot be written \(Not a directory\)"):
+        ll.to_tensorboard(RUNS, tmp_path / "file")
+
+
 def test_a_missing_package_is_said_with_the_way_to_get_it(tmp_path, monkeypatch):
     def missing(name):
         raise ImportError(name)
