@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import io
 import json
@@ -21,13 +22,15 @@ UNUSED = ("saved_",)
 def save(value: Any, path: Path) -> None:
     """Write a tree of dicts, lists, tuples, numbers, words, arrays, datasets and functions of lossland.
 
+    Arrays with the same bytes, such as those of runs that two figures are drawn from, are written once.
+
     Raises:
         TypeError: for anything else, naming its place in the tree.
     """
-    arrays: list[np.ndarray] = []
+    arrays: _Arrays = {}
     tree = _encode(value, arrays, "value")
     stream = io.BytesIO()
-    named = {f"array_{place}": array for place, array in enumerate(arrays)}
+    named = {f"array_{place}": array for place, array in arrays.values()}
     np.savez_compressed(stream, tree=np.array(json.dumps(tree)), **named)
     write_whole(path, stream.getvalue())
 
@@ -40,15 +43,19 @@ def load(path: Path) -> Any:
     return _decode(tree, arrays)
 
 
-def _encode(value: Any, arrays: list[np.ndarray], place: str) -> Any:
+_Arrays = dict[tuple[str, tuple[int, ...], bytes], tuple[int, np.ndarray]]
+"""Dtype, shape and digest of an array -> its place among those written, and the array."""
+
+
+def _encode(value: Any, arrays: _Arrays, place: str) -> Any:
     def array(values: Any) -> int:
         values = np.asarray(values)
         if values.dtype == object:
             if not all(isinstance(one, str) for one in values.ravel()):
                 raise TypeError(f"{place}: an array of objects cannot be kept")
             values = values.astype(str)
-        arrays.append(values)
-        return len(arrays) - 1
+        digest = hashlib.sha256(np.ascontiguousarray(values).tobytes()).digest()
+        return arrays.setdefault((values.dtype.str, values.shape, digest), (len(arrays), values))[0]
 
     def variable(one: xr.DataArray) -> Any:
         return [list(one.dims), array(one.values), _encode(dict(one.attrs), arrays, f"{place}.attrs")]
