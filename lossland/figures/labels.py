@@ -21,8 +21,8 @@ NBSP = "\N{NO-BREAK SPACE}"
 
 
 def number(value: float) -> str:
-    """Write a number with three significant digits: 0.0123, 12, 1.5e-06."""
-    return f"{value:.3g}"
+    """Write a number with three significant digits: 0.0123, 12, 1140, 1.5e-06."""
+    return f"{float(f'{value:.3g}'):.0f}" if 999.5 <= abs(value) < 1e6 else f"{value:.3g}"
 
 
 def counted(count: float, noun: str) -> str:
