@@ -59,7 +59,7 @@ def contents(
     codes, listed = _classes(runs, dims)
     relative = _relative_sharpness(runs)
     summary = _summary(runs, dims, codes, listed, relative)
-    texts, text_of = _texts(summary)
+    texts, text_of = _texts(summary, _seen(runs))
     stories = [] if explain is None else explained(runs, dims, summary.outcome, explain, num_explained)
     names = _curve_names(runs)
     num_runs = int(codes.size)
@@ -90,6 +90,7 @@ def contents(
         "steps": [] if steps is None else steps.tolist(),
         "exact": bool(exact),
         "curves": curves,
+        "leftOut": bool(names) and not curves,
         "threshold": encode(threshold, "<f4"),
         "thresholdOf": _compared(runs),
         "texts": texts,
@@ -190,10 +191,16 @@ def _measures(summary: Summary) -> list[dict[str, Any]]:
     ]
 
 
-def _texts(summary: Summary) -> tuple[list[str], np.ndarray]:
+def _seen(runs: xr.Dataset) -> str:
+    """What rises were counted in: steps, or, where a step sees a batch, records of the loss, if there are any."""
+    of_records = runs["num_rises"].attrs.get("units") == "1" if "num_rises" in runs else "loss" not in runs
+    return "step" if not of_records else "record" if "loss" in runs else ""
+
+
+def _texts(summary: Summary, seen: str) -> tuple[list[str], np.ndarray]:
     """Distinct texts, and which is whose."""
     places: dict[str, int] = {}
-    text_of = [places.setdefault(describe(summary, run), len(places)) for run in range(summary.outcome.size)]
+    text_of = [places.setdefault(describe(summary, run, seen), len(places)) for run in range(summary.outcome.size)]
     return list(places), np.array(text_of, np.uint32)
 
 
@@ -203,7 +210,7 @@ def _curve_names(runs: xr.Dataset) -> list[str]:
     names = [
         str(name)
         for name, values in runs.data_vars.items()
-        if "step" in values.dims and set(values.dims) <= grid and values.dtype.kind == "f"
+        if set(values.dims) == grid and values.dtype.kind == "f"
         and not str(name).endswith(AUXILIARY)
     ]  # fmt: skip
     ordered = [name for name in FIRST if name in names]

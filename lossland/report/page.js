@@ -70,6 +70,23 @@
     if (size >= 1e-3 && size < 1e5) return String(Number(value.toPrecision(3))).replace("-", "−");
     return value.toExponential(2).replace(/\.?0+e/, "e").replace("e+", "e").replace("-", "−").replace("e-", "e−");
   }
+  // Values of an axis: whole numbers in full, others with as many digits as tell them apart.
+  const textsOf = (values, most) => {
+    if (values.some((value) => typeof value !== "number")) return values.map((value) => (value === null ? "–" : String(value)));
+    const whole = values.every((value) => Number.isInteger(value) && Math.abs(value) < 1e9);
+    if (whole) return values.map((value) => String(value).replace("-", "−"));
+    let texts = values.map((value) => short(value));
+    const different = new Set(values).size;
+    for (let digits = 4; digits <= most && new Set(texts).size < different; digits++) {
+      texts = values.map((value) => String(Number(value.toPrecision(digits))).replace("e+", "e").replace(/-/g, "−"));
+    }
+    return texts;
+  };
+  for (const axis of axes) {
+    axis.texts = textsOf(axis.values, 17);
+    for (const more of axis.with) more.texts = textsOf(more.values, 3);
+  }
+  const counted = (value) => (value >= 0 ? String(value) : "–");
   const superscript = (power) => String(power).replace(/[-0-9]/g, (digit) => (digit === "-" ? "⁻" : "⁰¹²³⁴⁵⁶⁷⁸⁹"[digit]));
   const tickText = (value) => {
     const size = Math.abs(value);
@@ -131,8 +148,8 @@
     const place = placeOf(run);
     return axes
       .map((axis, i) => {
-        const along = axis.with.map((more) => `${more.label} ${short(more.values[place[i]])}`);
-        return [`${axis.label} ${short(axis.values[place[i]])}`, ...along].join(", ");
+        const along = axis.with.map((more) => `${more.label} ${more.texts[place[i]]}`);
+        return [`${axis.label} ${axis.texts[place[i]]}`, ...along].join(", ");
       })
       .join(", ");
   };
@@ -151,17 +168,19 @@
   }
   function runOfAddress(text, run) {
     const place = placeOf(run);
+    // Values without a name are those of the axes in turn: #0.1,3 of a learning rate and a seed.
+    const unnamed = axes.map((_, i) => i).filter((i) => shape[i] > 1);
     for (const part of text.replace(/^#/, "").split(",")) {
       const cut = part.indexOf("=");
-      if (cut < 0) continue;
       let name, value;
       try {
-        name = decodeURIComponent(part.slice(0, cut));
+        name = decodeURIComponent(part.slice(0, Math.max(cut, 0)));
         value = decodeURIComponent(part.slice(cut + 1));
       } catch {
         continue; // no address of ours
       }
-      const axis = axes.findIndex((other) => other.name === name);
+      const next = cut < 0 ? unnamed.shift() : axes.findIndex((other) => other.name === name);
+      const axis = next === undefined ? -1 : next;
       const index = axis < 0 ? null : nearest(axes[axis], value);
       if (index !== null) place[axis] = index;
     }
@@ -187,7 +206,7 @@
       outcome.forEach((of, run) => of === code && (explained.has(run) || !explained.size) && found.push(run));
       if (found.length) return found[Math.floor(found.length / 2)];
     }
-    return Math.floor(numRuns / 2);
+    return explained.size ? explained.keys().next().value : Math.floor(numRuns / 2);
   })();
   let chosen = runOfAddress(location.hash, first);
   let hovered = null;
@@ -248,7 +267,7 @@
     const ratio = window.devicePixelRatio || 1;
     pen.font = "12px system-ui, sans-serif";
     const yAxis = view.y < 0 ? null : axes[view.y];
-    const texts = yAxis ? ticksAlong(yAxis, 9).map((i) => short(yAxis.values[i])) : [];
+    const texts = yAxis ? ticksAlong(yAxis, 9).map((i) => yAxis.texts[i]) : [];
     const widest = Math.max(0, ...texts.map((text) => pen.measureText(text).width));
     frame.left = yAxis ? Math.ceil(widest) + 32 : 8;
     frame.width = width - frame.left - 14;
@@ -284,11 +303,11 @@
     let free = -Infinity;
     for (const i of ticksAlong(xAxis, Math.max(2, Math.floor(frame.width / 64)))) {
       const x = (edgeX(i) + edgeX(i + 1)) / 2;
-      const half = pen.measureText(short(xAxis.values[i])).width / 2;
+      const half = pen.measureText(xAxis.texts[i]).width / 2;
       const at = Math.min(x, frame.left + frame.width + 12 - half);
       pen.fillRect(Math.round(x), frame.top + frame.height, 1, 4);
       if (at - half > free + 6) {
-        pen.fillText(short(xAxis.values[i]), at, frame.top + frame.height + 7);
+        pen.fillText(xAxis.texts[i], at, frame.top + frame.height + 7);
         free = at + half;
       }
     }
@@ -301,7 +320,7 @@
       for (const i of ticksAlong(yAxis, Math.max(2, Math.min(9, Math.floor(frame.height / 22))))) {
         const y = (edgeY(i) + edgeY(i + 1)) / 2;
         pen.fillRect(frame.left - 5, Math.round(y), 4, 1);
-        pen.fillText(short(yAxis.values[i]), frame.left - 8, y);
+        pen.fillText(yAxis.texts[i], frame.left - 8, y);
       }
       pen.save();
       pen.translate(10, frame.top + frame.height / 2);
@@ -434,7 +453,7 @@
     }
     const place = placeOf(chosen);
     for (const i of otherAxes()) {
-      host.append(select(axes[i].label, axes[i].values.map((value, j) => [j, short(value)]), place[i], (value) => {
+      host.append(select(axes[i].label, axes[i].texts.map((text, j) => [j, text]), place[i], (value) => {
         const next = placeOf(chosen);
         next[i] = Number(value);
         choose(runAt(next));
@@ -498,7 +517,7 @@
     add("sharpness / threshold, end", "end");
     if (Number.isFinite(threshold[run]) && data.thresholdOf) facts.push(["threshold", short(threshold[run])]);
     step("first rise", "first_rise");
-    if (figures.num_rises[run] > 0) facts.push(["rises", short(figures.num_rises[run])]);
+    if (figures.num_rises[run] > 0) facts.push(["rises", counted(figures.num_rises[run])]);
     step("not finite from", "first_bad");
     byId("facts").replaceChildren(
       ...facts.map(([name, value]) => element("div", {}, element("dt", {}, name), element("dd", {}, value))),
@@ -528,7 +547,7 @@
     list("Found besides", told.findings.map((text) => element("li", {}, text)));
     if (told.evidence.length) {
       const rows = told.evidence.map(([name, value, units]) =>
-        element("div", {}, element("dt", {}, name), element("dd", {}, `${short(value ?? Infinity)} ${units}`.trim())));
+        element("div", {}, element("dt", {}, name), element("dd", {}, `${typeof value === "string" ? value : short(value)} ${units}`.trim())));
       parts.push(element("h4", {}, "Numbers"), element("dl", { class: "numbers" }, ...rows));
     }
     list("Not tested", told.untested.map((text) => element("li", {}, text)));
@@ -598,7 +617,11 @@
     if (sharp) wanted.push([sharp, threshold[run]]);
     if (third >= 0) wanted.push([curves[third], NaN]);
     const host = byId("charts");
-    if (!curves.length) host.textContent = "With so many runs the curves were left out; write a report of a part of them.";
+    if (!curves.length) {
+      host.textContent = data.leftOut
+        ? "With so many runs the curves were left out; write a report of a part of them."
+        : "No record of these runs is a curve.";
+    }
     const names = new Set(wanted.map(([curve]) => curve.name));
     for (const [name, chart] of charts) {
       if (!names.has(name)) {
@@ -623,7 +646,7 @@
         for (let power = Math.floor(bottom); power <= Math.ceil(top); power++) {
           for (const digit of digits) found.push(Number(`${digit}e${power}`));
         }
-        const inside = found.filter((value) => value >= low * (1 - 1e-9) && value <= high * (1 + 1e-9));
+        const inside = found.filter((value) => Number.isFinite(value) && value >= low * (1 - 1e-9) && value <= high * (1 + 1e-9));
         if (inside.length >= 2 && inside.length <= most) return inside;
         if (digits.length === 1 && inside.length > most) {
           const stride = Math.ceil(inside.length / most);
@@ -689,13 +712,13 @@
       const up = (v) => (isLog ? (Math.log(v) - Math.log(low)) / (Math.log(high) - Math.log(low)) : (v - low) / (high - low));
       const y = (v) => box.bottom - Math.max(0, up(v)) * (box.bottom - box.top);
       const last = data.steps[data.steps.length - 1];
-      const along = (step) => (view.logSteps ? Math.log1p(step) / Math.log1p(last) : step / last);
+      const along = (step) => (!(last > 0) ? 0 : view.logSteps ? Math.log1p(step) / Math.log1p(last) : step / last);
       const x = (step) => box.left + along(step) * (box.right - box.left);
       for (const tick of niceTicks(low, high, isLog, 6)) {
         svg.append(drawn("line", { class: "grid", x1: box.left, x2: box.right, y1: y(tick), y2: y(tick) }));
         svg.append(drawn("text", { x: box.left - 7, y: y(tick) + 4, "text-anchor": "end" }, tickText(tick)));
       }
-      const stepTicks = view.logSteps ? [0, ...niceTicks(1, last, true, 6)] : niceTicks(0, last, false, 7);
+      const stepTicks = !(last > 1) ? data.steps : view.logSteps ? [0, ...niceTicks(1, last, true, 6)] : niceTicks(0, last, false, 7);
       for (const tick of stepTicks) {
         svg.append(drawn("line", { class: "frame", x1: x(tick), x2: x(tick), y1: box.bottom, y2: box.bottom + 4 }));
         svg.append(drawn("text", { x: x(tick), y: box.bottom + 17, "text-anchor": "middle" }, tickText(tick)));
@@ -720,9 +743,10 @@
       }
       const bad = figures.first_bad[run];
       if (bad >= 0) {
-        svg.append(drawn("line", { class: "end", x1: x(bad), x2: x(bad), y1: box.top, y2: box.bottom }));
-        const right = x(bad) < (box.left + box.right) / 2;
-        names.push(() => svg.append(drawn("text", { class: "bound-name", x: x(bad) + (right ? 5 : -5), y: box.top + 11, "text-anchor": right ? "start" : "end" },
+        const at = Math.min(x(bad), box.right); // the last record may lie before it
+        svg.append(drawn("line", { class: "end", x1: at, x2: at, y1: box.top, y2: box.bottom }));
+        const right = at < (box.left + box.right) / 2;
+        names.push(() => svg.append(drawn("text", { class: "bound-name", x: at + (right ? 5 : -5), y: box.top + 11, "text-anchor": right ? "start" : "end" },
           `loss not finite from step ${bad}`)));
       }
       let path = "";
@@ -787,14 +811,15 @@
   const sorting = { column: -1, down: false };
   const tableColumns = [
     ...axes.map((axis, i) => ({
-      label: axis.label, value: (run) => axis.values[placeOf(run)[i]], word: typeof axis.values[0] !== "number",
+      label: axis.label, value: (run) => axis.values[placeOf(run)[i]], text: (run) => axis.texts[placeOf(run)[i]],
+      word: typeof axis.values[0] !== "number",
     })),
     { label: "outcome", value: (run) => classes[outcome[run]].label, word: true, outcome: true },
     ...(explained.size ? [{ label: "cause", value: (run) => explained.get(run)?.cause ?? "", word: true }] : []),
     ...[["final loss", "last"], ["peak loss", "peak"], ["sharpness / threshold, start", "start"],
       ["sharpness / threshold, end", "end"]].map(([label, name]) => ({ label, value: (run) => figures[name][run] })),
     ...[["first rise", "first_rise"], ["not finite from", "first_bad"]].map(([label, name]) => ({
-      label, value: (run) => (figures[name][run] < 0 ? NaN : figures[name][run]),
+      label, value: (run) => (figures[name][run] < 0 ? NaN : figures[name][run]), text: (run) => counted(figures[name][run]),
     })),
   ];
   function rowsInOrder() {
@@ -834,7 +859,7 @@
     for (const run of order.slice(page * PER_PAGE, (page + 1) * PER_PAGE)) {
       const row = element("tr", { "data-run": String(run) });
       tableColumns.forEach((column, i) => {
-        const text = short(column.value(run));
+        const text = column.text ? column.text(run) : short(column.value(run));
         const cell = element("td", { class: column.word ? "word" : "" });
         if (i === 0) {
           cell.append(element("button", { type: "button", "aria-label": `choose ${nameOf(run)}`, onclick: () => choose(run) }, text));

@@ -39,7 +39,7 @@ def write_report(
 
     The file holds everything it needs, opens without a network, and forbids itself to load or run anything else
     (Content-Security-Policy with the hashes of its own script and style). A run is chosen by pointer or arrow keys, and
-    by the address: report.html#learning_rate=0.1,seed=3.
+    by the address: report.html#learning_rate=0.1,seed=3, or #0.1,3 with the axes in their order.
 
     Args:
         runs: what `ll.run` or `ll.load` returns, or a selection with at least one axis.

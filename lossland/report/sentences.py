@@ -31,12 +31,12 @@ class Summary(NamedTuple):
     end: np.ndarray
 
 
-def describe(summary: Summary, run: int) -> str:
-    """Tell one run in four or five sentences."""
+def describe(summary: Summary, run: int, seen: str = "step") -> str:
+    """Tell one run in four or five sentences. `seen`: what `num_rises` counts, "step" or "record", "" for nothing."""
     one = {name: values[run].item() for name, values in summary._asdict().items()}
     if one["outcome"] == "not_run":
         return "This run was not computed."
-    said = [_start(one), _rises(one), _end(one)]
+    said = [_start(one), _rises(one, seen) if seen else "", _end(one)]
     cause = reading(one)
     if cause not in (None, Cause.healthy):
         assert cause is not None
@@ -64,12 +64,13 @@ def _start(one: dict[str, Any]) -> str:
     return f"{text} The sharpness starts at {_number(one['start'])} times the threshold, {above}.".strip()
 
 
-def _rises(one: dict[str, Any]) -> str:
+def _rises(one: dict[str, Any], seen: str) -> str:
     if one["first_rise"] < 0:
-        return "No step raised the loss."
+        return "No step raised the loss." if seen == "step" else "No record of the loss is above the one before."
     text = f"The loss first rises at step {one['first_rise']:.0f}"
     if one["num_rises"] > 1:
-        text += f" and rises {one['num_rises']:.0f} times in {one['steps_done']:.0f} steps"
+        among = f"in {one['steps_done']:.0f} steps" if seen == "step" else "from record to record"
+        text += f" and rises {one['num_rises']:.0f} times {among}"
     if one["peak"] > one["first"] > 0:
         text += f"; its peak, {_number(one['peak'])}, is {_number(one['peak'] / one['first'])} times where it started"
     return f"{text}."

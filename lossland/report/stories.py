@@ -47,13 +47,18 @@ def told(found: Any) -> dict[str, Any]:
         "confidence": found.confidence,
         "text": " ".join(f"{part[:1].upper()}{part[1:]}." for part in (found.cause.description, found.story) if part),
         "evidence": [
-            [name.replace("_", " "), measure.value, "" if measure.units == "1" else measure.units]
+            [name.replace("_", " "), _number(measure.value), "" if measure.units == "1" else measure.units]
             for name, measure in found.evidence.items()
         ],
         "remedies": [dict(remedy.__dict__) for remedy in found.remedies],
         "findings": list(found.findings),
         "untested": list(found.untested),
     }
+
+
+def _number(value: float) -> float | str:
+    """A number, or what stands for one that JSON does not have."""
+    return float(value) if np.isfinite(value) else "–" if np.isnan(value) else "∞" if value > 0 else "−∞"
 
 
 def most_risen(rises: np.ndarray, outcomes: np.ndarray, most: int) -> np.ndarray:

@@ -66,6 +66,25 @@ def test_keys_choose_runs_and_the_table_sorts_and_filters(tmp_path, monkeypatch)
     assert [int(run) for run in rows] == sorted(finished, key=lambda run: (-np.float32(last[run]), run))
 
 
+def test_whole_numbers_are_shown_in_full_and_a_link_may_leave_names_out(tmp_path):
+    runs = small().isel(learning_rate=[3, 8]).assign_coords(seed=[1230, 1231, 1232, 1233])
+    path = ll.write_report(runs, tmp_path / "report.html")
+    page = dumped(path, "#4,1232", size="1280,900")
+    assert text_of(page, "run-heading") == "learning rate 4, seed 1232"
+    close = runs.assign_coords(learning_rate=[0.12345, 0.12346])
+    page = dumped(ll.write_report(close, path), "#seed=1231,learning_rate=0.12346")
+    assert text_of(page, "run-heading") == "learning rate 0.12346, seed 1231"
+
+
+def test_one_record_and_no_record_are_drawn(tmp_path):
+    one = dumped(ll.write_report(small().isel(step=[0]), tmp_path / "one.html"))
+    assert "data-ready" in one
+    assert "NaN" not in re.sub(r"<script.*?</script>", "", one, flags=re.DOTALL)
+    none = small().drop_vars(["loss", "sharpness", "relative_sharpness"])
+    bare = dumped(ll.write_report(none, tmp_path / "none.html"))
+    assert "No record of these runs is a curve" in re.sub(r"<script.*?</script>", "", bare, flags=re.DOTALL)
+
+
 @pytest.mark.slow
 def test_four_thousand_runs_load_in_two_seconds_and_a_link_chooses_one(tmp_path):
     problem = ll.problems.reported.linear_regression()

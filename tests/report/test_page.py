@@ -14,6 +14,7 @@ import xarray as xr
 import lossland as ll
 from lossland.cli import main
 from lossland.diagnosis.explanation import Remedy
+from lossland.diagnosis.mechanisms import Measure
 from lossland.report.contents import contents
 from lossland.report.curves import unpack_curves
 from lossland.report.page import page
@@ -28,6 +29,9 @@ HOSTILE = (
     "</script><script>document.title='broken'</script><!--\" ' & \u2028 \u202e <img src=x onerror=alert(1)>"
     " \u640d %%data%%"
 )
+
+
+ODD = {"unknown": Measure(np.nan), "large": Measure(np.inf), "small": Measure(-np.inf, "step")}
 
 
 class Elements(html.parser.HTMLParser):
@@ -135,6 +139,29 @@ def test_a_run_is_told_in_words_with_its_own_numbers():
     assert "Consistent" not in texts[0]
 
 
+def test_rises_of_minibatch_training_are_those_of_records():
+    """With batches a step has no full-data loss: `num_rises` then counts records, and so do the words."""
+    runs = small()
+    runs["num_rises"] = (runs["num_rises"] * 7).assign_attrs(units="1")
+    texts = contents(runs)["texts"]
+    assert any("rises 7 times from record to record" in text for text in texts)
+    assert any("No record of the loss is above the one before" in text for text in texts)
+    assert not any("No step raised" in text or "steps" in text.split("Read off")[0] for text in texts)
+    assert not any("rise" in text for text in contents(runs.drop_vars(["loss", "peak_loss"]))["texts"])
+
+
+def test_a_record_of_some_axes_alone_is_passed_over():
+    runs = small()
+    runs["rate_schedule"] = ("step", np.linspace(1.0, 0.0, runs.sizes["step"]))
+    assert {curve["name"] for curve in contents(runs)["curves"]} == {"loss", "sharpness"}
+
+
+def test_numbers_of_an_explanation_that_are_not_finite_are_told_apart():
+    made = ll.explain(small().isel(learning_rate=-1, seed=0))
+    (told,) = contents(small(), lambda run: replace(made, evidence=ODD), num_explained=1)["explained"]
+    assert told["evidence"] == [["unknown", "–", ""], ["large", "∞", ""], ["small", "−∞", "step"]]
+
+
 def test_explanations_of_one_s_own_are_shown_for_runs_of_every_outcome_that_rose():
     asked = []
 
@@ -206,6 +233,7 @@ def test_hostile_names_stay_text():
 def test_without_scripts_a_table_counts_outcomes():
     runs = small()
     text = page(contents(runs))
+    assert '<h1 id="title">quadratic trained by sgd</h1>' in text
     table = re.search(r"<noscript>(.*?)</noscript>", text, re.DOTALL)[1]
     rows = [re.findall(r"<td>(.*?)</td>", row) for row in re.findall(r"<tr>(.*?)</tr>", table)[1:]]
     assert len(rows) == 9
