@@ -12,10 +12,12 @@ from typing import Any
 
 import numpy as np
 import optax
+import xarray as xr
 
 from lossland import strict_json
 from lossland.arguments import FLAG, OPTIMIZER, calling, check, count, expects, number, optional
 from lossland.diagnosis.causes import Cause
+from lossland.diagnosis.events import FACTOR
 from lossland.thresholds import threshold
 from lossland.thresholds.certificate import Certificate
 
@@ -30,13 +32,23 @@ OPTIMIZERS = {
 LEAST = 4  # losses below which nothing can be said
 ROUNDING = 1e-6  # relative rise that printed digits and float32 sums make by themselves
 STEADY = 0.01  # spread of the last growth factors below which the growth is that of one mode
+RELATIVE = 0.05  # the same spread over the growth itself, as logarithms: what grows slowly agrees with anything
+ROUGH = 0.25  # that share, beyond which no curvature is read from the growth
+SLOWER = 0.9  # growth over the last third of a rise, over that of the third before, below which the rise slows down
+FAST = 1.1  # growth factor of a record that no drift makes
 TAIL = 5  # growth factors that must agree
+SMALL = 0.01  # rises that are no more, in few records, are none
+FEW = 0.1  # share of records that is few
 QUIET = 20  # records without a rise that make a spike a late one
 SMOOTH = 0.15  # correlation of neighbours about the trend above which a curve swings rather than jumps
 SPIKE = 1.5  # factor over the lowest loss before
 BRIEF = 10  # records in which a spike rises: what takes longer drifts
 OVERSHOT = 10.0  # last finite loss over the first from which a run diverged before it was not finite
 REVERSALS = 0.2  # share of records at which a noisy curve turns; independent draws turn at 2/3
+ON_THE_WHOLE = (
+    "it rises on the whole: a score that is maximised, a loss on held-out data (overfitting) or too high a learning "
+    "rate; the curve cannot tell which"
+)
 LARGEST = {"float32": float(np.finfo(np.float32).max), "float64": float(np.finfo(np.float64).max)}
 
 
@@ -47,8 +59,8 @@ class HistoryExplanation:
     `confidence` is between 0 and 1; `growth` is the factor of the loss per step, late; `sharpness` (units of curvature,
     preconditioned for adaptive optimizers) and `sharpness_times_learning_rate` follow from it; `critical_learning_rate`
     is the largest stable one at that sharpness; `overflow_epoch` counts records from 1: the first that is not finite,
-    seen or predicted; `period` (steps) of an oscillation; `evidence` maps what was measured to numbers; `untested` is
-    what the curve cannot tell.
+    seen, or predicted where `overflow_is_predicted`; `period` (steps) of an oscillation; `evidence` maps what was
+    measured to numbers; `untested` is what the curve cannot tell.
     """
 
     cause: Cause
@@ -62,6 +74,7 @@ class HistoryExplanation:
     overflow_epoch: int | None = None
     period: float | None = None
     untested: tuple[str, ...] = field(default=(), repr=False)
+    overflow_is_predicted: bool = False
 
     def to_json(self) -> str:
         """One JSON object; numbers that are not finite as words."""
@@ -80,7 +93,11 @@ class HistoryExplanation:
         if self.period is not None:
             lines.append(f"oscillation of period {self.period:.3g} steps")
         if self.overflow_epoch is not None:
-            lines.append(f"not finite from record {self.overflow_epoch} on")
+            if "records_finite_again" in self.evidence:
+                lines.append(f"not finite at record {self.overflow_epoch}, finite again later")
+            else:
+                predicted = " (predicted)" if self.overflow_is_predicted else ""
+                lines.append(f"not finite from record {self.overflow_epoch} on{predicted}")
         lines += [f"  {name.replace('_', ' ')}: {value:.4g}" for name, value in self.evidence.items()]
         lines += [f"remedy: {remedy}" for remedy in self.remedies]
         if self.untested:
@@ -113,7 +130,8 @@ def explain_history(
     means).
 
     Args:
-        losses: one a record, oldest first; may end in inf or NaN.
+        losses: one a record, oldest first; may end in inf or NaN. A record over "step", such as
+            `ll.monitored(opt_state, "history")["loss"]`, brings its `steps_per_record` along.
         learning_rate: constant. Without it sharpness and critical rates are not computed.
         optimizer: "sgd", "momentum" (heavy ball, 0.9), "nesterov", "rmsprop", "adam", "adamw", or an optax factory.
         steps_per_record: optimizer steps between two losses (batches per epoch).
@@ -123,11 +141,14 @@ def explain_history(
         hyperparameters: of the optimizer, such as momentum=0.95.
 
     Raises:
-        ValueError: for fewer than 4 losses, negative infinity, or an unknown optimizer or precision.
+        ValueError: for fewer than 4 losses, a first one that is not finite, negative infinity, unevenly spaced steps,
+            or an unknown optimizer or precision.
     """
     values = _checked(losses)
     if steps_per_record < 1:
         raise ValueError(f"steps_per_record: expected at least 1, got {steps_per_record!r}")
+    if steps_per_record == 1:
+        steps_per_record = _spacing(losses)
     if not isinstance(dtype, str) or dtype not in LARGEST:
         raise ValueError(f"dtype: expected {' or '.join(map(repr, LARGEST))}, got {dtype!r}")
     if learning_rate is not None and not 0 < learning_rate < np.inf:
@@ -136,20 +157,29 @@ def explain_history(
     finite = np.isfinite(values)
     count = len(values) if finite.all() else int(np.argmin(finite))
     curve = values[:count]
-    curve_features = _Features(curve, steps_per_record)
     overflow = None if finite.all() else count + 1
+    again = int(np.isfinite(values[count:]).sum())
     untested = ["whether the gradient is that of the loss", "whether the labels are valid"]
     if not full_batch:
         untested.append("whether the loss over all data rose too")
 
+    if count < LEAST:
+        assert overflow is not None
+        return _begun(curve, overflow, again, tuple(untested))
+    curve_features = _Features(curve, steps_per_record)
+
     def explained(cause: Cause, confidence: float, remedies: Sequence[str] = (), **more: Any) -> HistoryExplanation:
         if overflow is not None:
-            more["overflow_epoch"] = overflow
-        evidence = curve_features.evidence()
+            more |= {"overflow_epoch": overflow, "overflow_is_predicted": False}
+        evidence = curve_features.evidence() | _again(again)
         return HistoryExplanation(cause, confidence, evidence, tuple(remedies), untested=tuple(untested), **more)
 
     if curve_features.grows:
+        if curve_features.unsteadiness > ROUGH:
+            untested.append("the curvature: the growth is not that of one mode")
         return _growing(curve, curve_features, certificate, learning_rate, num_examples, LARGEST[dtype], explained)
+    if again:
+        return explained(Cause.floating_point, 0.5, [LOOK_THERE])
     if overflow is not None and curve[-1] > OVERSHOT * abs(curve[0]):
         # One operation that fails leaves no rise before it; faster than exponential, the growth tells no curvature.
         return explained(Cause.learning_rate_above_threshold, 0.6, ["a smaller learning rate"])
@@ -159,6 +189,28 @@ def explain_history(
     return _recovering(curve_features, certificate, full_batch, explained)
 
 
+LOOK_THERE = (
+    "the parameters stayed finite: look at what was recorded there (one batch, the logarithm of 0, a skipped step)"
+)
+
+
+def _again(count: int) -> dict[str, float]:
+    return {"records_finite_again": float(count)} if count else {}
+
+
+def _begun(curve: np.ndarray, overflow: int, again: int, untested: tuple[str, ...]) -> HistoryExplanation:
+    """Explain a run whose loss is not finite within its first records: there is hardly a curve."""
+    evidence = {"last_over_first": float(curve[-1] / curve[0])} if curve[0] else {}
+    evidence |= _again(again)
+    remedies = ["a smaller learning rate", "record every step until then", "ll.check_inputs, ll.check_labels"]
+    cause, confidence = Cause.unknown, 0.3
+    if again:
+        cause, confidence, remedies = Cause.floating_point, 0.5, [LOOK_THERE]
+    elif curve[-1] > OVERSHOT * abs(curve[0]):
+        cause, confidence = Cause.learning_rate_above_threshold, 0.5
+    return HistoryExplanation(cause, confidence, evidence, tuple(remedies), overflow_epoch=overflow, untested=untested)
+
+
 class _Features:
     """Numbers read off a finite curve."""
 
@@ -166,21 +218,43 @@ class _Features:
         self.curve, self.steps = curve, steps_per_record
         size = np.maximum(np.abs(curve[:-1]), np.finfo(np.float64).tiny)
         self.rises = np.diff(curve) > ROUNDING * size
-        self.share = float(self.rises.mean()) if len(curve) > 1 else 0.0
-        self.reversals = float(np.mean(np.diff(curve)[1:] * np.diff(curve)[:-1] < 0))
-        positive = len(curve) > TAIL and np.all(curve[-TAIL - 1 :] > 0)
-        ratios = curve[-TAIL:] / curve[-TAIL - 1 : -1] if positive else np.array([0.0])
+        self.share = float(self.rises.mean())
+        with np.errstate(over="ignore"):  # above a loss of 0 every rise is infinite
+            self.largest_rise = float(np.max(np.diff(curve) / size, initial=0.0))
+        turns = np.sign(np.diff(curve))
+        self.reversals = float(np.mean(turns[1:] * turns[:-1] < 0))
+        tail = min(TAIL, len(curve) - 1)
+        positive = np.all(curve[-tail - 1 :] > 0)
+        ratios = curve[-tail:] / curve[-tail - 1 : -1] if positive else np.array([0.0])
         self.ratios = ratios
         self.spread = float(np.ptp(ratios) / ratios[-1]) if ratios[-1] > 0 else np.inf
         # Exponential growth above where it began: each of the last factors above 1, and well above the lowest loss.
-        self.grows = bool(np.all(ratios > 1 + ROUNDING) and curve[-1] >= max(curve[0], SPIKE * curve.min()))
+        risen = bool(np.all(ratios > 1 + ROUNDING) and curve[-1] >= max(curve[0], SPIKE * curve.min()))
+        self.unsteadiness = float(np.ptp(np.log(ratios)) / np.log(ratios).mean()) if risen else np.inf
+        self.total = float(curve[-1] / curve.min()) if curve.min() > 0 else np.inf
+        self.slows = risen and self._slows()
+        self.grows = risen and not (self.slows and (self.total < OVERSHOT or ratios[-1] < FAST))
         self.residual = self._detrended()
         self.alternation = _autocorrelation(self.residual, 1)
         self.period = self._period()
 
+    def _slows(self) -> bool:
+        """Whether the curve rises to its end by ever smaller factors, as a drift and a score do, and a growing mode
+        does not."""
+        rising = self.curve[int(np.argmin(self.curve)) :]
+        factors = np.diff(np.log(rising[rising > 0]))
+        third = max(1, len(factors) // 3)
+        return bool(factors[-third:].sum() < SLOWER * factors[-2 * third : -third].sum())
+
+    @property
+    def rises_on_the_whole(self) -> bool:
+        """Whether the curve ends higher than it ever was at its beginning, most of its end."""
+        quarter = max(2, len(self.curve) // 4)
+        return bool(np.median(self.curve[-quarter:]) > self.curve[:quarter].max())
+
     def _detrended(self) -> np.ndarray:
         """Log of the curve (or the curve, where it is not positive) less a running median over 9 records."""
-        y = np.log(self.curve) if np.all(self.curve > 0) else self.curve / np.max(np.abs(self.curve))
+        y = np.log(self.curve) if np.all(self.curve > 0) else self.curve / (np.max(np.abs(self.curve)) or 1.0)
         if len(y) < 12:
             return y - np.polyval(np.polyfit(np.arange(len(y)), y, 1), np.arange(len(y)))
         padded = np.pad(y, 4, mode="edge")
@@ -234,8 +308,14 @@ def _growing(
     """Steady growth to the end: read the curvature from it and say when it overflows."""
     growth = float(features.ratios[-1] ** (1 / features.steps))
     more: dict[str, Any] = {"growth": growth}
-    remedies = []
-    if certificate is not None and certificate.critical_curvature is not None and learning_rate is not None:
+    is_one_mode = features.unsteadiness <= ROUGH
+    remedies = [] if is_one_mode else ["a smaller learning rate"]
+    if (
+        is_one_mode
+        and certificate is not None
+        and certificate.critical_curvature is not None
+        and learning_rate is not None
+    ):
         sharpness = curvature_of_growth(certificate, float(np.sqrt(growth)))
         critical = learning_rate * certificate.critical_curvature / sharpness
         more |= {
@@ -247,10 +327,13 @@ def _growing(
         remedies.append(f"learning rate below {critical:.4g}")
         remedies.append("standardise the inputs, or start from smaller weights: both lower the sharpness")
     left = np.log(largest / (num_examples or 1)) - np.log(curve[-1])
-    if left > 0:
+    if is_one_mode and left > 0:
+        more["overflow_is_predicted"] = True
         more["overflow_epoch"] = len(curve) + int(np.floor(left / np.log(features.ratios[-1]))) + 1
-    is_steady = features.spread < STEADY
-    return explained(Cause.learning_rate_above_threshold, 0.95 if is_steady else 0.7, remedies, **more)
+    is_steady = features.spread < STEADY and features.unsteadiness < RELATIVE and len(features.ratios) == TAIL
+    is_large = features.total >= OVERSHOT and not features.slows
+    confidence = 0.95 if is_steady and is_large else 0.7 if is_steady or is_large else 0.5
+    return explained(Cause.learning_rate_above_threshold, confidence, remedies, **more)
 
 
 def _recovering(
@@ -260,13 +343,18 @@ def _recovering(
     curve, rises = features.curve, features.rises
     places = np.flatnonzero(rises)
     if not len(places):
-        return explained(Cause.healthy, 0.99)
+        is_flat = curve[0] - curve[-1] <= SMALL * abs(curve[0])
+        return explained(Cause.healthy, 0.99, ["it hardly fell either: look for a gradient of zero"] if is_flat else ())
+    if features.largest_rise < SMALL and features.share <= FEW and curve[-1] < curve[0]:
+        return explained(Cause.healthy, 0.8)
     adaptive = certificate is not None and certificate.preconditioned
     early = max(3, len(curve) // 10)
-    rose_first = np.all(places < early) and curve[: early + 1].max() > curve[0] * (1 + ROUNDING)
+    rose_first = np.all(places < early) and curve[: early + 1].max() > curve[0] + (FACTOR - 1) * abs(curve[0])
     if rose_first and curve[-1] < curve[0] and features.share < 0.3:
         remedies = ["a smaller learning rate, or a warm-up of it, removes the rise", "it recovers by itself"]
         return explained(Cause.catapult, 0.7 if full_batch else 0.5, remedies)
+    if features.rises_on_the_whole:
+        return explained(Cause.unknown, 0.3, [ON_THE_WHOLE])
     if features.spikes():
         remedies = ["smaller learning rate (delays it)", "larger epsilon or AMSGrad (keeps the second moment up)"]
         if adaptive:
@@ -339,6 +427,22 @@ def _checked(losses: Any) -> np.ndarray:
         raise ValueError(f"losses: expected a list of at least {LEAST} numbers, got shape {values.shape}")
     if np.any(values == -np.inf):
         raise ValueError("losses: hold -inf; a loss without a lower bound is wrong before it rises")
-    if np.isfinite(values[:LEAST]).sum() < LEAST:
-        raise ValueError(f"losses: expected at least {LEAST} finite numbers at the start, got {values[:LEAST]}")
+    if not np.isfinite(values[0]):
+        raise ValueError(
+            f"losses: expected finite numbers at the start, got {values[0]} first; what comes before it is not in the "
+            "curve: ll.check_inputs and ll.check_labels look at the data, a record of every step at the rest"
+        )
     return values
+
+
+def _spacing(losses: Any) -> int:
+    """Steps between the records of a curve over "step", 1 for any other."""
+    if not isinstance(losses, xr.DataArray) or losses.dims != ("step",) or "step" not in losses.coords:
+        return 1
+    gaps = np.diff(losses["step"].values)
+    if np.any(gaps != gaps[0]) or gaps[0] < 1:
+        raise ValueError(
+            f"losses: expected evenly spaced steps, got {gaps.min()} to {gaps.max()} between records; take the part "
+            '"history" or "recent" of ll.monitored'
+        )
+    return int(gaps[0])

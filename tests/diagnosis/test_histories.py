@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import xarray as xr
 
 import lossland as ll
 from lossland.diagnosis.histories import curvature_of_growth
@@ -145,13 +146,18 @@ def test_growth_is_inverted():
             assert curvature_of_growth(certificate, certificate.growth(curvature)) == pytest.approx(curvature)
 
 
+def over_steps(steps):
+    return xr.DataArray(2.0 ** np.arange(len(steps)), dims="step", coords={"step": steps})
+
+
 @pytest.mark.parametrize(
     ("call", "words"),
     [
         (lambda: ll.explain_history([1, 2, 3]), ["losses", "at least 4"]),
         (lambda: ll.explain_history(np.ones((4, 4))), ["losses", "(4, 4)"]),
         (lambda: ll.explain_history([1, 2, 3, -np.inf]), ["-inf"]),
-        (lambda: ll.explain_history([np.nan, 2, 3, 4]), ["finite numbers at the start"]),
+        (lambda: ll.explain_history([np.nan, 2, 3, 4]), ["finite numbers at the start", "got nan", "check_labels"]),
+        (lambda: ll.explain_history(over_steps([0, 1, 2, 4, 8])), ["evenly spaced", "1 to 4", "recent"]),
         (lambda: ll.explain_history([1, 2, 3, 4], 0.1, "sdg"), ["optimizer", "sdg", "adam"]),
         (lambda: ll.explain_history([1, 2, 3, 4], -0.1), ["learning_rate", "-0.1"]),
         (lambda: ll.explain_history([1, 2, 3, 4], dtype="int"), ["dtype", "float32"]),
@@ -177,3 +183,102 @@ class TestCurvesThatMislead:
         assert drift.cause is ll.Cause.unknown
         overfitted = np.concatenate([np.linspace(1, 0.4, 30), np.linspace(0.4, 0.9, 40)])
         assert ll.explain_history(overfitted, 1e-3, "adam").cause is ll.Cause.unknown
+
+    @pytest.mark.parametrize(
+        "curve",
+        [
+            np.linspace(0.4, 1.2, 40),  # a loss on held-out data that grows by as much every epoch
+            1 - 0.9 * np.exp(-np.arange(30) / 8),  # accuracy
+            0.02 + np.arange(60) ** 0.5,
+            np.concatenate([np.linspace(1, 0.4, 30), np.linspace(0.4, 1.3, 60)]),
+        ],
+    )
+    def test_what_rises_ever_more_slowly_is_no_growing_mode(self, curve):
+        found = ll.explain_history(curve, 1e-3, "adam")
+        assert found.cause is ll.Cause.unknown
+        assert found.confidence < 0.5
+        assert found.sharpness is None
+
+    def test_a_score_that_is_maximised_is_not_called_noise(self):
+        draws = np.random.default_rng(0)
+        accuracy = 1 - 0.9 * np.exp(-np.arange(80) / 15) + 0.02 * draws.normal(size=80)
+        found = ll.explain_history(accuracy, 1e-3, "adam")
+        assert found.cause is ll.Cause.unknown
+        assert "a score that is maximised" in found.remedies[0]
+
+    def test_no_curvature_is_read_from_growth_that_is_not_steady(self):
+        found = ll.explain_history([1, 1.5, 4, 40, 90, 2000, 9000], 0.1)
+        assert found.cause is ll.Cause.learning_rate_above_threshold
+        assert found.confidence < 0.9
+        assert found.sharpness is None
+        assert found.overflow_epoch is None
+        assert "the curvature" in str(found)
+
+    def test_a_growth_that_could_be_a_drift_is_not_certain(self):
+        """Six factors of 1.1 after a flat stretch: too little to be sure of."""
+        curve = np.concatenate([np.full(20, 1.0), 1.1 ** np.arange(1, 7)])
+        found = ll.explain_history(curve, 0.1)
+        assert found.cause is ll.Cause.learning_rate_above_threshold
+        assert found.confidence <= 0.7
+
+    def test_four_records_are_enough_for_growth_but_not_for_certainty(self):
+        found = ll.explain_history([1, 4, 16, 64], 0.5)
+        assert found.cause is ll.Cause.learning_rate_above_threshold
+        assert found.growth == pytest.approx(4)
+        assert found.sharpness == pytest.approx(6)  # (1 - 0.5 x 6)^2
+        assert found.confidence < 0.9
+
+    def test_a_rise_of_a_thousandth_is_no_catapult(self):
+        found = ll.explain_history([2.3001, 2.3012, 2.29, *np.geomspace(2.2, 0.1, 40)], 0.1, full_batch=True)
+        assert found.cause is ll.Cause.healthy
+        assert found.confidence < 0.9
+
+    @pytest.mark.parametrize("value", [2.3, 0.0, -1.0])
+    def test_a_constant_loss_did_not_rise_and_not_fall(self, value, recwarn):
+        found = ll.explain_history([value] * 30, 0.1)
+        assert found.cause is ll.Cause.healthy
+        assert "hardly fell" in found.remedies[0]
+        assert ll.explain_history([value] * 4, 0.1).cause is ll.Cause.healthy
+        assert not recwarn.list
+
+
+class TestLossesThatAreNotFinite:
+    @pytest.mark.parametrize(
+        ("curve", "cause"),
+        [
+            ([2.3, np.nan, np.nan, np.nan], "unknown"),
+            ([2.3, 1e9, np.inf, np.nan], "learning_rate_above_threshold"),
+        ],
+    )
+    def test_from_the_first_records_on(self, curve, cause):
+        found = ll.explain_history(curve, 0.1)
+        assert found.cause.value == cause
+        assert found.confidence <= 0.5
+        assert found.overflow_epoch == int(np.argmin(np.isfinite(curve))) + 1
+        assert "check_inputs" in str(found)
+
+    @pytest.mark.parametrize("before", [2, 8])
+    def test_one_that_is_finite_again_did_not_end_the_run(self, before):
+        curve = np.geomspace(2, 0.5, 20)
+        curve[before] = np.inf
+        found = ll.explain_history(curve, 0.1)
+        assert found.cause is ll.Cause.floating_point
+        assert found.confidence <= 0.5
+        assert f"not finite at record {before + 1}, finite again later" in str(found)
+        assert found.evidence["records_finite_again"] == 19 - before
+
+    def test_what_is_predicted_is_told_from_what_was_seen(self):
+        losses = printed_losses()
+        ahead = ll.explain_history(losses, 0.01, num_examples=20)
+        assert ahead.overflow_is_predicted
+        assert "from record 64 on (predicted)" in str(ahead)
+        seen = ll.explain_history([*losses, np.inf], 0.01)
+        assert not seen.overflow_is_predicted
+        assert "from record 21 on\n" in str(seen)
+
+
+def test_a_record_over_steps_brings_its_spacing():
+    wide = xr.DataArray(2.0 ** np.arange(8), dims="step", coords={"step": 10 * np.arange(8)})
+    found = ll.explain_history(wide, 0.1)
+    assert found.growth == pytest.approx(2**0.1)
+    assert ll.explain_history(wide.values, 0.1, steps_per_record=10) == found
