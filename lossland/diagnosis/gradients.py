@@ -7,14 +7,16 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
-from lossland.arguments import FUNCTION, TREE, calling, count, described, expects, number
+from lossland.arguments import FUNCTION, TRACING_ERRORS, TREE, calling, count, described, expects, number
 
 STEP = 6e-6  # cube root of the rounding unit of float64: where both errors of a central difference are least
 CONFIRMING, ESTIMATING = 4, 24  # directions per leaf that confirm autodiff, or that stand in for it
 LONGEST = 2e-2  # step of a central difference of a loss with few digits
 NODES = 7  # evaluations a direction from which the digits of a loss are told
+LOST = 1e3  # rounding units of the whole gradient that sums of many terms lose in one parameter
 KINK = 1e-3  # autodiff and central differences may differ by this share: a kink of the loss lies within a step
 
 
@@ -107,7 +109,7 @@ def check_gradient(
         leaves = [leaf for _, leaf in named]
         _check_params(names, leaves)
         value = _scalar(loss(_copied(params), _copied(batch)))
-        theirs = _matched(gradient(_copied(params), _copied(batch)), params)
+        theirs, unit = _matched(gradient(_copied(params), _copied(batch)), params)
         exact = _autodiff(loss, params, batch)
         treedef = jax.tree.structure(params)
 
@@ -126,16 +128,19 @@ def check_gradient(
         measured = [
             _differences(at, place, leaf, count, generator, value, rounding) for place, leaf in enumerate(leaves)
         ]
-    num_examples = next((np.shape(leaf)[0] for leaf in jax.tree.leaves(batch) if np.ndim(leaf)), 0)
+    num_examples = _num_examples(batch)
     sizes = [_norm_along(slopes, leaf.size) for (_, slopes, _), leaf in zip(measured, leaves, strict=True)]
     if exact is not None:
         sizes = [float(np.linalg.norm(leaf)) for leaf in exact]
     overall = float(np.linalg.norm(sizes))
+    # A gradient that is zero (of a shift that nothing sees) comes out as the rounding of the terms that cancel in it.
+    unit = max(unit, rounding / max(abs(value), np.finfo(np.float64).tiny))
+    floor = min(max(1e-9, LOST * unit), 1e-3) * overall
     differs, checks = [], []
     for place, (name, leaf, mine) in enumerate(zip(names, leaves, theirs, strict=True)):
         directions, slopes, noise = measured[place]
         reference = None if exact is None else exact[place]
-        least = max(sizes[place], 1e-9 * overall, np.finfo(np.float64).tiny)
+        least = max(sizes[place], floor, np.finfo(np.float64).tiny)
         if reference is not None:
             off = np.abs(directions @ reference.ravel() - slopes)
             if np.any(off > KINK * least / np.sqrt(leaf.size) + 10 * noise):
@@ -183,15 +188,18 @@ def _compare(
     else:
         size = float(np.linalg.norm(mine))
         error = float(np.linalg.norm(mine - reference)) / least
-        cosine = float(np.vdot(mine, reference)) / (size * least) if size else 0.0
-        ratio = size / least
-        pattern = _pattern(mine, reference, cosine, ratio, num_examples)
+        length = float(np.linalg.norm(reference)) or least
+        cosine = float(np.vdot(mine, reference)) / (size * length) if size else 0.0
+        ratio = size / length
+        pattern = _pattern(mine, reference, leaf, cosine, ratio, num_examples)
     is_wrong = bool(error > tolerance or shape_note)
     words = "; ".join(part for part in (shape_note, pattern if error > tolerance else "") if part)
     return LeafCheck(name, leaf.shape, float(error), cosine, ratio, words, is_wrong)
 
 
-def _pattern(mine: np.ndarray, reference: np.ndarray, cosine: float, ratio: float, num_examples: int) -> str:
+def _pattern(
+    mine: np.ndarray, reference: np.ndarray, leaf: np.ndarray, cosine: float, ratio: float, num_examples: int
+) -> str:
     """Recognise a usual mistake."""
 
     def near(left: Any, right: Any) -> bool:
@@ -216,6 +224,11 @@ def _pattern(mine: np.ndarray, reference: np.ndarray, cosine: float, ratio: floa
             elif num_examples > 1 and np.isclose(ratio, 1 / num_examples, rtol=1e-3):
                 factor += ": the mean over examples where the loss takes their sum"
         return ", ".join(part for part in (sign, factor) if part)
+    off, square = reference - mine, float(np.vdot(leaf, leaf))
+    if leaf.size > 1 and square > 0:
+        share = float(np.vdot(leaf, off)) / square
+        if np.linalg.norm(off - share * leaf) < 1e-3 * np.linalg.norm(off):
+            return f"{abs(share):.3g} times the parameter {'is missing' if share > 0 else 'too much'}: a penalty on it"
     return f"cosine with the right one {cosine:.3g}, {ratio:.3g} times as long"
 
 
@@ -274,12 +287,19 @@ def _autodiff(loss: Callable[[Any, Any], Any], params: Any, batch: Any) -> list[
     """The gradient by autodiff, None for a loss that JAX cannot trace."""
     try:
         return [np.asarray(leaf, np.float64) for leaf in jax.tree.leaves(jax.grad(loss)(params, batch))]
-    except (jax.errors.JAXTypeError, jax.errors.UnexpectedTracerError, TypeError, ValueError):
+    except (jax.errors.UnexpectedTracerError, *TRACING_ERRORS):
         return None
 
 
-def _matched(found: Any, params: Any) -> list[np.ndarray]:
-    """Leaves of the user's gradient in the order of the parameters."""
+def _num_examples(batch: Any) -> int:
+    """The size that most arrays of a batch have along some axis: examples may be rows or columns; 0 where none is."""
+    sizes = [dict.fromkeys(np.shape(leaf)) for leaf in jax.tree.leaves(batch) if np.ndim(leaf)]
+    every = [size for one in sizes for size in one]
+    return max(every, key=every.count, default=0)
+
+
+def _matched(found: Any, params: Any) -> tuple[list[np.ndarray], float]:
+    """Leaves of the user's gradient in the order of the parameters, and the rounding unit of the coarsest."""
     wanted = [_name(path) for path, _ in jax.tree_util.tree_flatten_with_path(params)[0]]
     leaves = {_name(path): leaf for path, leaf in jax.tree_util.tree_flatten_with_path(found)[0]}
     if set(leaves) != set(wanted):
@@ -289,8 +309,13 @@ def _matched(found: Any, params: Any) -> list[np.ndarray]:
             f"gradient: expected one leaf for each of {', '.join(wanted)}; what it returned "
             + " and ".join(part for part in parts if part)
         )
+    units = [
+        float(jnp.finfo(dtype).eps)
+        for dtype in (np.asarray(leaf).dtype for leaf in leaves.values())
+        if jnp.issubdtype(dtype, jnp.floating)
+    ]
     with calling("gradient", "numbers in every leaf"):
-        return [np.asarray(leaves[name], np.float64) for name in wanted]
+        return [np.asarray(leaves[name], np.float64) for name in wanted], max(units, default=0.0)
 
 
 def _check_params(names: list[str], leaves: list[np.ndarray]) -> None:

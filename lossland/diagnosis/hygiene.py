@@ -124,9 +124,9 @@ def _classes(classes: np.ndarray, skipped: set[int], num_classes: int | None) ->
     outside = classes < 0 if num_classes is None else (classes < 0) | (classes >= num_classes)
     outside_rows = tuple(row for row in _rows(outside) if row not in skipped)
     if outside_rows:
-        low, high = (int(bound(classes[list(outside_rows)])) for bound in (np.min, np.max))
+        low, high = (float(bound(classes[list(outside_rows)])) for bound in (np.min, np.max))
         allowed = "0 or more" if num_classes is None else f"0 to {num_classes - 1}"
-        them = f"{low}" if low == high else f"from {low} to {high}"
+        them = f"{low:.9g}" if low == high else f"from {low:.9g} to {high:.9g}"
         text = (
             f"{len(outside_rows)} of {len(classes)} labels are {them}, expected {allowed}: one-hot rows of them are "
             "all zero, and indexed losses NaN or another class's"
@@ -212,9 +212,12 @@ def check_shapes(predictions: Any, targets: Any) -> Check:
     """
     shapes = []
     for name, one in (("predictions", predictions), ("targets", targets)):
+        if isinstance(getattr(one, "shape", None), tuple):  # of an array, or of one that is not there yet
+            shapes.append(tuple(one.shape))
+            continue
         with calling(name, "an array of numbers"):
             array = np.asarray(one)
-        if array.dtype.kind not in "fiubc" and not hasattr(one, "dtype"):
+        if array.dtype.kind not in "fiubc":
             raise ValueError(f"{name}: expected an array of numbers, got {described(one)}")
         shapes.append(array.shape)
     left, right = shapes
@@ -248,7 +251,7 @@ def check_precision(
         in float64), "underflow" (nonzero gradients whose square is 0), "epsilon" (0 in this precision).
 
     Raises:
-        ValueError: for another dtype, or a loss that is not finite in float64.
+        ValueError: for another dtype, or a loss that is not finite in float64 or that JAX does not differentiate.
     """
     if dtype not in ("float32", "bfloat16", "float16"):
         raise ValueError(f"dtype: expected 'float32', 'bfloat16' or 'float16', got {dtype!r}")
@@ -258,7 +261,8 @@ def check_precision(
             array = jnp.asarray(leaf)
             return array.astype(kind) if jnp.issubdtype(array.dtype, jnp.floating) else array
 
-        value, gradient = jax.value_and_grad(loss)(jax.tree.map(cast, params), jax.tree.map(cast, batch))
+        with calling("loss", "a scalar that JAX differentiates, at params of real floats"):
+            value, gradient = jax.value_and_grad(loss)(jax.tree.map(cast, params), jax.tree.map(cast, batch))
         return float(value), np.concatenate([np.ravel(np.asarray(g, np.float64)) for g in jax.tree.leaves(gradient)])
 
     with jax.enable_x64(True):

@@ -189,3 +189,81 @@ class TestPrecisionOfTheLoss:
 def test_a_loss_that_is_no_number_is_named(value):
     with pytest.raises(ValueError, match="loss: expected a scalar, got"):
         ll.check_gradient(lambda params, batch: value, lambda params, batch: params, {"w": np.ones(2)}, np.ones(2))
+
+
+class TestGradientsInSinglePrecision:
+    """A bias that softmax does not see has gradient 0; in float32 it comes out as rounding, which is no mistake."""
+
+    @staticmethod
+    def loss(params, batch):
+        logits = batch[0] @ params["w"] + params["b"] + params["shift"]
+        return jnp.mean(jax.nn.logsumexp(logits, axis=1) - logits[jnp.arange(len(batch[1])), batch[1]])
+
+    @staticmethod
+    def gradient(params, batch):
+        x, w, b, shift = (np.float32(one) for one in (batch[0], params["w"], params["b"], params["shift"]))
+        logits = x @ w + b + shift
+        p = np.exp(logits - logits.max(1, keepdims=True))
+        p /= p.sum(1, keepdims=True)
+        p[np.arange(len(p)), batch[1]] -= 1
+        p /= np.float32(len(p))
+        return {"w": x.T @ p, "b": p.sum(0), "shift": p.sum()}
+
+    def case(self):
+        draws = np.random.default_rng(0)
+        params = {"w": draws.normal(size=(5, 7)), "b": draws.normal(size=7), "shift": np.array(0.3)}
+        return params, (draws.normal(size=(60, 5)), draws.integers(0, 7, 60))
+
+    def test_what_is_zero_but_for_rounding_is_right(self):
+        check = ll.check_gradient(self.loss, self.gradient, *self.case())
+        assert check.ok, str(check)
+
+    def test_a_small_gradient_with_the_wrong_sign_is_wrong(self):
+        params, batch = self.case()
+        batch = (batch[0] * 1e-3, batch[1])  # the gradient of w is small beside that of b
+
+        def flipped(params, batch):
+            found = self.gradient(params, batch)
+            return found | {"w": -found["w"]}
+
+        assert ll.check_gradient(self.loss, self.gradient, params, batch).ok
+        assert ll.check_gradient(self.loss, flipped, params, batch).wrong == ("w",)
+
+
+@pytest.mark.parametrize("rows", [True, False])
+def test_examples_are_counted_whether_they_are_rows_or_columns(rows):
+    x, y = LINE
+    batch = (x, y) if rows else (x.T, y[None])
+
+    def loss(params, batch):
+        out = batch[0] @ params["w"] - batch[1] if rows else params["w"] @ batch[0] - batch[1][0]
+        return jnp.mean(out**2)
+
+    check = ll.check_gradient(loss, lambda p, b: {"w": 30 * jax.grad(loss)(p, b)["w"]}, {"w": AT["w"]}, batch)
+    assert "the sum over examples where the loss takes their mean" in check.leaves[0].pattern
+
+
+def test_a_penalty_that_was_forgotten_is_recognised():
+    def penalised(params, batch):
+        return jax_loss(params, batch) + 0.05 * jnp.sum(params["w"] ** 2)
+
+    check = ll.check_gradient(penalised, jax.grad(jax_loss), AT, LINE)
+    assert check.wrong == ("w",)
+    assert "0.1 times the parameter is missing" in {leaf.name: leaf for leaf in check.leaves}["w"].pattern
+    other = ll.check_gradient(jax_loss, jax.grad(penalised), AT, LINE)
+    assert "0.1 times the parameter too much" in {leaf.name: leaf for leaf in other.leaves}["w"].pattern
+
+
+def test_a_loss_that_calls_what_only_numpy_has_is_compared_by_differences():
+    def loss(params, batch):
+        total = batch[0] @ params["w"]
+        spread = batch[0].copy() * params["w"]
+        spread.fill(total)
+        return spread[0] ** 2
+
+    def gradient(params, batch):
+        return {"w": 2 * (batch[0] @ params["w"]) * batch[0]}
+
+    check = ll.check_gradient(loss, gradient, {"w": np.arange(1.0, 5.0)}, (np.arange(4.0) + 0.5,))
+    assert check.reference == "central differences"
+    assert check.ok

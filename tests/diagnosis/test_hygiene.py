@@ -91,6 +91,33 @@ def test_shapes():
     assert ll.check_shapes(np.ones((5, 2)), np.ones((4, 2))).kinds == ("incompatible",)
 
 
+def test_shapes_of_what_is_not_there_yet():
+    predictions, targets = jax.ShapeDtypeStruct((5, 1), jnp.float32), jax.ShapeDtypeStruct((5,), jnp.float32)
+    assert ll.check_shapes(predictions, targets).kinds == ("broadcast",)
+    assert ll.check_shapes(predictions, predictions).ok
+    kinds = []
+
+    @jax.jit
+    def traced(predictions, targets):
+        kinds.extend(ll.check_shapes(predictions, targets).kinds)
+        return predictions.sum()
+
+    traced(np.ones((5, 1)), np.ones(5))
+    assert kinds == ["broadcast"]
+
+
+def test_inputs_that_tell_nothing():
+    """One row, or nothing that moves: columns are constant, and nothing is divided by their spread."""
+    assert ll.check_inputs(np.ones((6, 3))).kinds == ("constant",)
+    assert ll.check_inputs([[1.0, 2.0]]).ok
+    assert ll.check_inputs([1.0, 2.0, 4.0, 3.0]).ok
+
+
+def test_labels_outside_are_quoted_as_they_are():
+    assert "are -0.5, expected 0 or more" in str(ll.check_labels([0, 1, -0.5]))
+    assert "are -3, expected 0 or more" in str(ll.check_labels([0, 1, -3]))
+
+
 def test_precision():
     def loss(params, batch):
         return jnp.mean((params["w"] * batch - 1) ** 2)
@@ -116,6 +143,9 @@ def test_precision():
         (lambda: ll.check_labels([0, 1], num_classes=0), ["num_classes"]),
         (lambda: ll.check_inputs(np.array(["a"])), ["inputs"]),
         (lambda: ll.check_precision(lambda p, b: p, 1.0, 1.0, dtype="int8"), ["dtype", "int8"]),
+        (lambda: ll.check_precision(lambda p, b: float(p) ** 2, 1.0, 1.0), ["loss", "JAX differentiates"]),
+        (lambda: ll.check_precision(lambda p, b: p**2, np.ones(3), 1.0), ["loss", "scalar"]),
+        (lambda: ll.check_precision(lambda p, b: 1.0 * p, 1, 1.0), ["params", "real floats"]),
     ],
 )
 def test_bad_input_is_named(call, words):
