@@ -20,6 +20,8 @@ FIGURES = {name: name for name in CASES} | {"numpy_mlp": "curves"}
 """The figure of each story, by its name in the case's folder."""
 PLACE = re.compile(r"\{\{(\w+)(?:\.(\w)\.(\w+))?\}\}")
 """{{case}} stands for the table of a case in the stories, {{case.letter.field}} for a field of one claim."""
+CALL = re.compile(r"^\w+\((.*)\)$", re.DOTALL)
+"""How a size is written: the name of its type, and its fields."""
 
 
 def reproduce_cases(*, as_json: bool = False, fast: bool = False, out: Path | None = None) -> int:
@@ -85,7 +87,7 @@ def stories(settled: Mapping[str, Sequence[Claim]], sizes: Mapping[str, str] | N
             raise ValueError(f"stories: no claim for {place.group()}")
         if letter is not None:
             return _field(found[0], field)
-        size = (sizes or {}).get(case)
+        size = CALL.sub(r"`\1`", (sizes or {}).get(case, ""))
         return table(found) + (f"\n\nThis run: {size}" if size else "")
 
     return PLACE.sub(fill, text)

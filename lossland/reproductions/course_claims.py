@@ -119,10 +119,11 @@ def _occasional(found: Results) -> Claim:
     return Claim(
         CASE, "a", "occasional rises are normal with Adam as long as the trend falls", verdict,
         f"share of epochs that rise while the median of {BLOCK} epochs still falls", **rising.numbers,
-        counterfactual=f"same seeds at a tenth of the rate: {slow}; {vanish} of the rises vanish with the full "
-        "batch; the "
-        f"trend stops at epoch {stop} of {last}, at a tenth of the rate at {slow_stop} (inf: not within the run)",
-        condition="" if verdict != "depends" else f"the trend stops falling early: at epoch {stop}",
+        counterfactual=f"same seeds at a tenth of the rate: {slow}; share of the rises that vanish with the full "
+        f"batch: {vanish}; epoch at which the trend stops falling: {stop.within(last)} of {last}, at a tenth of the "
+        f"rate {slow_stop.within(last)}",
+        condition="" if verdict != "depends" else "on the rate: either the trend stops falling early (at the reported "
+        f"one, epoch: {stop.within(last)}) or hardly an epoch rises",
     )  # fmt: skip
 
 
@@ -167,7 +168,7 @@ def _leap(found: Results) -> Claim:
         CASE, "d", "steps are a blind leap, not guaranteed to help", verdict,
         "share of Adam's steps that raise the loss over all data", **steps.numbers,
         counterfactual=f"from states before a rise, the next step on the full batch raises it in {first}, a step a "
-        f"hundredth as long in {short}: Adam's momentum still points where earlier batches pointed",
+        f"hundredth as long in {short} of them: Adam's momentum still points where earlier batches pointed",
         condition="" if verdict != "depends" else f"around {OCCASIONAL:.0%} of steps",
     )  # fmt: skip
 

@@ -20,7 +20,15 @@ class Estimate(NamedTuple):
     high: float
 
     def __str__(self) -> str:
+        if np.isinf(self.low):  # of losses that overflowed, all of them
+            return f"{self.value:g}"
         return f"{self.value:.3g} [{self.low:.3g}, {self.high:.3g}]"
+
+    def within(self, last: float) -> str:
+        """Write where something happens up to `last`; what lies beyond (inf) is said in words."""
+        if np.isinf(self.value):
+            return f"none up to {last:.3g}" + ("" if np.isinf(self.low) else f" (interval from {self.low:.3g} on)")
+        return f"{self.value:.3g} [{self.low:.3g}, {self.high:.3g}]".replace("inf]", f"beyond {last:.3g}]")
 
     @property
     def numbers(self) -> dict[str, Any]:

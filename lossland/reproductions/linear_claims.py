@@ -176,7 +176,7 @@ def _slow(found: Results) -> Claim:
     return Claim(
         CASE, "b", "a learning rate of 1e-4 converges", verdict,
         f"share of seeds whose loss ends 500 epochs below {CONVERGED:.0%} of the first", **good.numbers,
-        counterfactual=f"loss left after 500 epochs {left}; the same seeds at 0.01 diverge: "
+        counterfactual=f"loss left after 500 epochs {left}; share of the same seeds that diverge at 0.01: "
         f"{share_of(found.diverges['SGD 0.01'])}",
         condition="" if verdict != "depends" else f"on the initial weight: {left} of the first loss is left",
     )  # fmt: skip
@@ -238,8 +238,7 @@ def _adapts(found: Results) -> Claim:
         "share of seeds that Adam brings down with the scales of its first step kept for good", **works.numbers,
         counterfactual=f"loss after 500 epochs over the first: Adam {median_of(found.final[adam])}, with the first "
         "scales kept "
-        f"{median_of(found.final[frozen])}; SGD below its critical rate works in {plain} of seeds: the steps are "
-        "small, "
-        "that they adapt is not needed",
+        f"{median_of(found.final[frozen])}; share of seeds that SGD below its critical rate brings down: {plain}: the "
+        "steps are small, that they adapt is not needed",
         condition="" if verdict != "depends" else "on the initial weight",
     )  # fmt: skip

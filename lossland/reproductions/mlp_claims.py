@@ -50,8 +50,8 @@ def _gradients(found: Results) -> Claim:
         counterfactual=f"same seeds with the poster's gradient of {found.wrong_names or 'no parameter'}: {wrong}; "
         "loss at the "
         f"end {last['wrong']} against {last['right']} with the right ones",
-        condition="" if verdict != "depends" else f"{found.wrong_names} is wrong, by {found.wrong_error:.3g} times its "
-        "length, but the spike is there without the mistake",
+        condition="" if verdict != "depends" else f"that of {found.wrong_names} is wrong, by {found.wrong_error:.3g} "
+        "times its length, but the spike is there without the mistake",
     )  # fmt: skip
 
 
@@ -84,11 +84,13 @@ def _weights(found: Results) -> Claim:
     verdict: Verdict = "refuted" if apart else overlap
     edge = rises.mean("seed").values > 0.5
     begins = (
-        f"half of the seeds rise from {scales[edge.argmax()]:.2g} times on" if edge.any() else "no scale raises half"
+        f"more than half of the seeds rise from {scales[edge.argmax()]:.2g} times on"
+        if edge.any()
+        else "no scale raises half"
     )
     return Claim(
         CASE, "c", "initial weights should not matter much", verdict,
-        f"share of seeds whose loss rises at learning rate {LOW:g} with initial weights {scales[-1]:g} times as large",
+        f"share of seeds whose loss rises at learning rate {LOW:g} from initial weights {scales[-1]:g} times as large",
         **last.numbers,
         counterfactual=f"same seeds with weights as reported: {first}; {begins}",
         condition="" if verdict != "depends" else begins,
@@ -106,10 +108,11 @@ def _divergence(found: Results) -> Claim:
     return Claim(
         CASE, "d", "divergence is normal for batch gradient descent at large rates", verdict,
         f"share of seeds that diverge at learning rate {largest:.3g}", **at_most.numbers,
-        counterfactual=f"same seeds at {HIGH:g}: {at_one}; half of the seeds diverge from {where} on (inf: not up to "
-        f"{largest:.3g}), although sharpness at the start exceeds 2 / {HIGH:g} "
-        f"{float((_at(found.runs, HIGH)['sharpness'].isel(step=0) * HIGH / 2).median()):.3g} times",
-        condition="" if verdict != "depends" else f"a learning rate above {where}",
+        counterfactual=f"same seeds at {HIGH:g}: {at_one}; rate at which half of the seeds diverge: "
+        f"{where.within(largest)}, although sharpness at the start is "
+        f"{float((_at(found.runs, HIGH)['sharpness'].isel(step=0) * HIGH / 2).median()):.3g} times 2 / {HIGH:g}",
+        condition="" if verdict != "depends" else f"on the learning rate: half of the seeds diverge at "
+        f"{where.within(largest)}",
     )  # fmt: skip
 
 

@@ -192,14 +192,15 @@ def _rate(found: Results) -> Claim:
     forks = ""
     if found.drops is not None:
         tenth, unchanged = (_count(found.drops.arms, name) for name in ("learning_rate_x_0.1", "unchanged"))
-        forks = f"; states before a drop at a tenth of the rate: {tenth}, unchanged: {unchanged}"
+        forks = f"; of states before a drop get worse again: {tenth} at a tenth of the rate, {unchanged} unchanged"
     return Claim(
         CASE, "a", "the learning rate is too high", verdict,
-        f"share of seeds that get worse within {most} steps, learning rate {found.steep:.3g} less {slow:.3g}",
+        f"share of seeds that get worse within {most} steps at learning rate {found.steep:.3g}, less that at "
+        f"{slow:.3g}",
         *same_steps,
         f"the same at equal learning rate x steps: {_between(same_progress)}{forks}",
-        f"half of the seeds get worse from a learning rate of {_edges(found)} on: rate x steps decides where the "
-        "difference at equal rate x steps holds 0",
+        f"on the steps that are taken: half of the seeds get worse {_edges(found)}; at equal learning rate x steps "
+        + ("the shares differ" if same_progress.low > 0 or same_progress.high < 0 else "no difference is clear"),
     )  # fmt: skip
 
 
@@ -207,8 +208,10 @@ def _edges(found: Results) -> str:
     lowest, highest = (float(found.runs["learning_rate"][place]) for place in (0, -1))
     texts = []
     for steps, (value, low, high) in zip(_steps_of(found), edges_of(found), strict=True):
-        edge = f"{value:.2g} [{low:.2g}, {high:.2g}]" if value else f"less than {lowest:.2g}"
-        texts.append(f"{edge if np.isfinite(value) else f'more than {highest:.2g}'} within {steps} steps")
+        edge = f"from a learning rate of {value:.2g} [{low:.2g}, {high:.2g}] on"
+        if not (value > 0 and np.isfinite(value)):
+            edge = f"at no learning rate up to {highest:.2g}" if value else f"at any learning rate from {lowest:.2g} on"
+        texts.append(f"within {steps} steps {edge}")
     return ", ".join(texts)
 
 
@@ -225,8 +228,8 @@ def _denominator(found: Results, drops: Drops) -> Claim:
     return Claim(
         CASE, "b", "a small number is divided by an even smaller number and the loss explodes", side_of(low, high),
         "share of the second moment in the rise of sharpness / threshold before a drop (median)", value, low, high,
-        f"second moment frozen before the drop: {frozen}; eps raised to the median of sqrt(v): {raised}; b2 0.9: "
-        f"{slow}; unchanged: {_count(arms, 'unchanged')}",
+        f"states before a drop that get worse again: {_count(arms, 'unchanged')} unchanged, {frozen} with the second "
+        f"moment frozen, {raised} with eps raised to the median of sqrt(v), {slow} with b2 0.9",
         f"at the drop the root mean square of g / sqrt(v), 1 being usual, reaches {excess:.2g} (median over drops): "
         + ("the gradient outgrows its second moment" if excess > 1 else "the gradient stays within its second moment"),
     )  # fmt: skip
@@ -246,11 +249,12 @@ def _decays(found: Results, arms: xr.Dataset) -> Claim:
     most = max(by_arm, key=lambda name: by_arm[name].value)
     return Claim(
         CASE, "c", "b1 = 0.9, b2 = 0.999 must work against this", verdict,
-        f"share of seeds that get worse with {most.replace('_', ' ')}, less the share with the defaults, same seeds, "
-        f"learning rate {found.edge:.3g}",
+        f"share of seeds that get worse at learning rate {found.edge:.3g} {_changed(most)}, less the share with the "
+        "defaults, same seeds",
         *by_arm[most],
-        ", ".join(f"{name.replace('_', ' ')}: {_count(arms, name)}" for name in ("unchanged", *names)),
-        f"more get worse with {_listed(guards)}, fewer with {_listed(better)}",
+        "seeds that get worse: "
+        + ", ".join(f"{_count(arms, name)} {_changed(name)}" for name in ("unchanged", *names)),
+        f"clearly more get worse with {_listed(guards)}, clearly fewer with {_listed(better)} of these",
     )  # fmt: skip
 
 
@@ -285,14 +289,20 @@ def _delay(found: Results) -> Claim:
     fast = float(np.median(found.full["drop_step"].sel(learning_rate=found.steep)))
     return Claim(
         CASE, "d", "a low enough learning rate merely delays it", verdict,
-        f"share of seeds that get worse by learning rate x steps = {progress:.2g}, {rate:.3g} less {against:.3g}",
+        f"share of seeds that get worse by learning rate x steps = {progress:.2g} at {rate:.3g}, less that at "
+        f"{against:.3g}",
         *less,
         f"at {rate:.3g} {worse.value:.2f} [{worse.low:.2f}, {worse.high:.2f}] of the seeds get worse within "
-        f"{int(found.slow[rate]['step'][-1])} steps; they learn at step {learnt:.0f} and get worse at step {fall:.0f} "
-        f"(medians; inf: not within the run), at {found.steep:.3g} at step {fast:.0f}",
-        f"half of the seeds get worse from a learning rate of {_edges(found)} on, which falls as the power "
+        f"{int(found.slow[rate]['step'][-1])} steps; half of them have learnt {_by_step(learnt)} and got worse "
+        f"{_by_step(fall)}, at {found.steep:.3g} {_by_step(fast)}",
+        f"half of the seeds get worse {_edges(found)}: a rate that falls as the power "
         f"{boundary_exponent(edges_of(found)):.2f} of the steps (-1: merely delayed)",
     )  # fmt: skip
+
+
+def _by_step(step: float) -> str:
+    """When half of the seeds have done something; inf stands for a median beyond the run."""
+    return f"by step {step:.0f}" if np.isfinite(step) else "at no step of the run"
 
 
 def _nearest(rates: np.ndarray, wanted: float) -> float:
@@ -319,7 +329,7 @@ def _labels(found: Results) -> Claim:
         "with valid labels", *fused,
         f"the same with autodiff's gradient: {_between(auto)}; {int(valid.sum())} of {valid.size} with valid labels; "
         f"under the fused gradient the output biases drift by {float(one['drift'].median()):.2g} learning rates a step",
-        "runs that reach 90 % accuracy under the fused gradient: "
+        "share of runs that reach 90 % accuracy under the fused gradient: "
         + ", ".join(f"{learnt[name]:.0%} at s = {name.split()[1]}" for name in names),
     )  # fmt: skip
 
@@ -344,16 +354,21 @@ def _schedule(found: Results, arms: xr.Dataset) -> Claim:
     before = ""
     if found.drops is not None:
         names = ("gradient_clipped", "update_clipped", "learning_rate_decays")
-        counts = [f"{name.replace('_', ' ')} {_count(found.drops.arms, name)}" for name in names]
-        before = "; from before a drop: " + ", ".join(counts)
+        counts = [f"{_count(found.drops.arms, name)} with {name.replace('_', ' ')}" for name in names]
+        before = "; of states before a drop get worse again: " + ", ".join(counts)
     return Claim(
         CASE, "f", "scheduling and clipping help", verdict,
-        f"share of seeds that get worse with gradients clipped at their usual norm, less the share unchanged, learning "
-        f"rate {found.edge:.3g}",
+        f"share of seeds that get worse at learning rate {found.edge:.3g} with gradients clipped at their usual norm, "
+        "less the share unchanged",
         *clipped,
-        f"the same with a decaying rate: {_between(scheduled)}; unchanged: {_count(arms, 'unchanged')}{before}",
-        f"fewer get worse from the start with {_listed(helps)}",
+        f"the same with a decaying rate: {_between(scheduled)}; unchanged get worse: "
+        f"{_count(arms, 'unchanged')}{before}",
+        f"from the start, clearly fewer get worse with {_listed(helps)} of the two",
     )  # fmt: skip
+
+
+def _changed(name: str) -> str:
+    return name if name == "unchanged" else f"with {name.replace('_', ' ')}"
 
 
 def _listed(names: list[str]) -> str:

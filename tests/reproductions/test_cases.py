@@ -10,6 +10,7 @@ from lossland.cli import main
 from lossland.reproductions import NAMES
 from lossland.reproductions.cases import CASES, FIGURES, counted, stories, table
 from lossland.reproductions.claims import Claim, save_claims
+from lossland.reproductions.estimates import Estimate
 
 LETTERS = dict(zip(CASES, ("abcdef", "abcde", "abcdef", "abcdef", "abcde"), strict=True))
 
@@ -38,6 +39,7 @@ def folder(tmp_path):
     figure = np.random.default_rng(0).integers(0, 255, (300, 2100, 3), dtype=np.uint8)
     Image.fromarray(figure).save(tmp_path / f"course_mlp-fast/{FIGURES['course_mlp']}.png")
     (tmp_path / "course_mlp-fast/size.txt").write_text("8 seeds\n")
+    (tmp_path / "keras_lstm-fast/size.txt").write_text("Size(seeds=8, small=((4, 2), 12))\n")
     return tmp_path
 
 
@@ -52,6 +54,7 @@ def test_finished_cases_are_read_and_counted(folder, capsys):
     with Image.open(folder / "images/story_course_mlp.png") as small:
         assert small.size == (1400, 200)
     assert (folder / "stories.md").read_text().count("This run: 8 seeds") == 1
+    assert "\nThis run: `seeds=8, small=((4, 2), 12)`\n" in (folder / "stories.md").read_text()
 
 
 def test_json_is_all_that_is_printed(folder, capsys):
@@ -76,6 +79,23 @@ def test_a_condition_stands_beside_its_verdict():
     claim = Claim("some", "a", "it is so", "depends", "share", 0.5, 0.0, 1.0, "the other", "above 1e-3")
     assert "| **depends**: above 1e-3 |" in table([claim])
     assert counted([claim]) == "1 claims of 1 cases: 0 supported, 0 refuted, 1 depends"
+
+
+@pytest.mark.parametrize(
+    ("numbers", "words"),
+    [
+        ((225.0, 150.0, 400.0), "225 [150, 400]"),
+        ((225.0, 150.0, np.inf), "225 [150, beyond 800]"),
+        ((np.inf, 150.0, np.inf), "none up to 800 (interval from 150 on)"),
+        ((np.inf, np.inf, np.inf), "none up to 800"),
+    ],
+)
+def test_what_lies_beyond_a_run_is_said_in_words(numbers, words):
+    assert Estimate(*numbers).within(800) == words
+
+
+def test_losses_that_all_overflowed_have_no_interval():
+    assert str(Estimate(np.inf, np.inf, np.inf)) == "inf"
 
 
 def test_names_exclude_each_other(capsys):

@@ -200,7 +200,7 @@ class TestClaims:
     def test_each_verdict_follows_its_number(self):
         settled = {claim.letter: claim for claim in claims(results())}
         assert list(settled) == ["a", "b", "c", "d", "e", "f"]
-        assert "0.004 [0.0032, 0.005] within 1000 steps" in settled["a"].condition
+        assert "within 1000 steps from a learning rate of 0.004 [0.0032, 0.005] on" in settled["a"].condition
         assert format_claims(list(settled.values())).count("counterfactual") == 6
 
     @pytest.mark.parametrize(
