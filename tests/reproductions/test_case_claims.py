@@ -105,7 +105,9 @@ class TestKeras:
             ("d", {"accuracy_2": 1.0}, "refuted"),
             ("e", {"wrong": 0.2}, "refuted"),
             ("e", {"right": 1.0}, "depends"),
-            ("f", {"plain": 0.05}, "supported"),
+            ("f", {"plain": 0.0}, "supported"),
+            ("f", {"plain": 0.05}, "depends"),  # most rises are its doing, some are there without it
+            ("f", {"plain": 0.15}, "depends"),
         ],
     )
     def test_other_numbers_give_another_verdict(self, letter, changed, verdict):
