@@ -20,7 +20,7 @@ from lossland.diagnosis.explanation import Explanation, remedies_of
 from lossland.diagnosis.gradients import check_gradient
 from lossland.diagnosis.hygiene import Finding
 from lossland.diagnosis.mechanisms import MAJORITY, PROOF, decide
-from lossland.diagnosis.observation import BEFORE, Observation, observe
+from lossland.diagnosis.observation import BEFORE, Observation, observe, recorded_losses
 from lossland.problems.problem import Problem
 from lossland.sweeps.execution import run as train
 from lossland.sweeps.probes import as_probes
@@ -100,7 +100,7 @@ def _one_run(run: xr.Dataset) -> xr.Dataset:
         found = ", ".join(f"{count} values of {dim}" for dim, count in wide.items())
         choice = ", ".join(f"{dim}={_first(run, dim)}" for dim in wide)
         raise ValueError(f"run: expected one run, got {found}; select one: runs.sel({choice})")
-    run = run.isel(dict.fromkeys(own, 0))
+    run = recorded_losses(run.isel(dict.fromkeys(own, 0)))
     if "status" in run and run["status"].item() == Outcome.not_run:
         raise ValueError(
             "run: expected one that was computed, got status not_run; the call of ll.run that made its folder, "
@@ -148,6 +148,8 @@ def _from_records(one: Observation, name: dict[str, Any], runs: xr.Dataset, why:
     if sweep is not None and one.batch_size is None and one.num_examples is None:
         one = one.changed(batch_size=int(runs["batch_size"]) if "batch_size" in runs.coords else sweep.batch_size)
     untested: list[str] = [why] if why else list(NEEDS_PROBLEM)
+    if sweep is None:
+        untested.append("whether the loss that was passed is that of all data: a batch's rises by noise as well")
     if not np.isfinite(one.ratio).any():
         untested.append(NEEDS_CURVATURE)
     if one.resolution > 1:

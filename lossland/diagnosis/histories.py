@@ -18,6 +18,7 @@ from lossland import strict_json
 from lossland.arguments import FLAG, OPTIMIZER, calling, check, count, expects, number, optional
 from lossland.diagnosis.causes import Cause
 from lossland.diagnosis.events import FACTOR
+from lossland.diagnosis.observation import recorded_losses
 from lossland.thresholds import threshold
 from lossland.thresholds.certificate import Certificate
 
@@ -144,6 +145,7 @@ def explain_history(
         ValueError: for fewer than 4 losses, a first one that is not finite, negative infinity, unevenly spaced steps,
             or an unknown optimizer or precision.
     """
+    losses = recorded_losses(losses)
     values = _checked(losses)
     if steps_per_record < 1:
         raise ValueError(f"steps_per_record: expected at least 1, got {steps_per_record!r}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -167,14 +168,15 @@ def check_inputs(inputs: Any) -> Check:
         table = table[[row for row in range(len(table)) if row not in set(not_finite)]]
         if not len(table):
             return Check("inputs", tuple(found))
-    spread = table.std(0)
+    with np.errstate(over="ignore"):  # squares of large numbers are infinite, and so is the sharpness
+        spread = table.std(0)
     still = spread <= 1e-12 * np.maximum(np.abs(table).max(0), 1e-300)
     constant = tuple(np.flatnonzero(still).tolist())
     if constant and len(table) > 1:
         found.append(Finding("constant", f"{len(constant)} columns never change: they only repeat the bias", constant))
     moving = np.flatnonzero(~still)
-    _, first = np.unique(table[:, moving], axis=1, return_index=True)
-    twins = tuple(int(moving[index]) for index in sorted(set(range(len(moving))) - set(first.tolist())))
+    first: dict[bytes, int] = {}
+    twins = tuple(column for column in moving.tolist() if first.setdefault(_digest(table[:, column]), column) != column)
     if twins:
         text = f"{len(twins)} columns equal another: the Hessian is singular along their difference"
         found.append(Finding("duplicate", text, twins))
@@ -186,7 +188,7 @@ def check_inputs(inputs: Any) -> Check:
 def _scales(table: np.ndarray, spread: np.ndarray, columns: np.ndarray) -> list[Finding]:
     ones = np.ones((len(table), 1))
     raw, standard = np.hstack([table, ones]), (table - table.mean(0)) / spread
-    sharp, calm = (2 * np.linalg.svd(z, compute_uv=False)[0] ** 2 / len(z) for z in (raw, np.hstack([standard, ones])))
+    sharp, calm = (_sharpness(z) for z in (raw, np.hstack([standard, ones])))
     uneven = spread.max() > SCALE_SPREAD * spread.min() or np.any(np.abs(table.mean(0)) > SCALE_SPREAD * spread)
     if sharp <= SCALE_SPREAD * calm or not (uneven or spread.max() > SCALE_SPREAD**0.5):
         return []
@@ -196,6 +198,18 @@ def _scales(table: np.ndarray, spread: np.ndarray, columns: np.ndarray) -> list[
         f"inputs, which raise the critical learning rate {sharp / calm:.3g} times; the largest columns come first"
     )
     return [Finding("scale", text, widest[:SHOWN])]
+
+
+def _sharpness(z: np.ndarray) -> float:
+    """Top eigenvalue of 2 Z^T Z / n, by the smaller of the two products."""
+    size = float(np.abs(z).max())
+    z = z / size
+    product = z.T @ z if z.shape[1] <= len(z) else z @ z.T
+    return 2 * float(np.linalg.eigvalsh(product / len(z))[-1]) * size * size
+
+
+def _digest(column: np.ndarray) -> bytes:
+    return hashlib.sha256((column + 0.0).tobytes()).digest()  # + 0.0: without negative zeros
 
 
 def check_shapes(predictions: Any, targets: Any) -> Check:

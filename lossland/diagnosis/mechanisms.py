@@ -114,7 +114,8 @@ def _without_rise(seen: Observation) -> Verdict:
             evidence["batch_size"] = Measure(float(seen.batch_size), "example")
         return Verdict(Cause.minibatch_noise, 0.9 if seen.batch_size is not None else 0.7, evidence)
     # Between records nothing was seen.
-    return Verdict(Cause.healthy, 0.99 if seen.resolution == 1 else 0.9, evidence)
+    sure = 0.99 if seen.resolution == 1 else 0.9
+    return Verdict(Cause.healthy, sure if len(seen.loss) > 1 else 0.3, evidence)
 
 
 def _basic(seen: Observation, rise: Rise) -> dict[str, Measure]:

@@ -14,6 +14,7 @@ from jax import lax
 
 from lossland.arguments import FUNCTION, TEXT, check, count, expects, optional, several
 from lossland.diagnosis.built_moments import moment_reader
+from lossland.diagnosis.observation import NOT_PASSED
 from lossland.optimizers import as_optimizer
 from lossland.sweeps.preconditioners import FindSecondMoment
 from lossland.sweeps.single_run import ROUNDING
@@ -183,6 +184,8 @@ def _dataset(
     for name, figure in summary.items():
         variables[name] = (names, figure, {"units": SUMMARY[name][0], "description": SUMMARY[name][1]})
     bad = summary["first_bad_step"] >= 0
+    if "loss" in variables and not bad.any() and np.isnan(variables["loss"][1]).any():
+        variables["loss"][2][NOT_PASSED] = "NaN at steps to which no value was passed"
     status = np.where(bad, Outcome.diverged, Outcome.finished).astype(np.int8)
     variables["status"] = (names, status, Outcome.attributes())
     about = {"units": "step", "description": "optimizer steps taken before the record"}
@@ -190,6 +193,8 @@ def _dataset(
 
 
 def _transformation(optimizer: Any) -> optax.GradientTransformationExtraArgs:
+    if isinstance(optimizer, optax.MultiSteps):
+        return optax.GradientTransformationExtraArgs(optimizer.init, optimizer.update)
     made = as_optimizer(optimizer)
     if missing := made.missing({}):
         raise ValueError(

@@ -28,6 +28,9 @@ JUMP = 1.05
 OVERFLOWS = 1e15
 """A loss beyond this that grows ends in infinity by itself; below it, infinity came from one operation."""
 
+NOT_PASSED = "missing"
+"""Attribute of a monitored loss that is NaN at steps to which none was passed, and finite at all others."""
+
 
 class Rise(NamedTuple):
     """Steps of one rise, and how far it went: peak over valley, inf where the loss was not finite."""
@@ -214,7 +217,7 @@ def observe(run: xr.Dataset) -> Observation:
         recorded=recorded,
         recorded_rise=recorded_rise,
         overflow=first_bad if first_bad >= 0 else None,
-        resolution=int(np.median(np.diff(steps))) if len(steps) > 1 else 1,
+        resolution=int(np.median(np.diff(steps))) if len(steps) > 1 else max(1, int(run.get("steps_done", 1))),
         peak_loss=run["peak_loss"].item() if "peak_loss" in run else np.nan,
         steps_uphill=_uphill(run),
         rates=np.full(len(curve), float(run["learning_rate"])) if "learning_rate" in run.coords else None,
@@ -226,6 +229,14 @@ def observe(run: xr.Dataset) -> Observation:
         floor_mass=_worst(run, "mode_floor_mass", rise),
         excess=_worst(run, "gradient_excess_max", rise),
     )
+
+
+def recorded_losses(run: Any) -> Any:
+    """A run, or its loss over "step", without the records that have no loss because none was passed to the monitor."""
+    loss = run["loss"] if isinstance(run, xr.Dataset) else run
+    if not isinstance(loss, xr.DataArray) or NOT_PASSED not in loss.attrs or loss.dims != ("step",):
+        return run
+    return run.isel(step=np.flatnonzero(~np.isnan(loss.values)))
 
 
 def _uphill(run: xr.Dataset) -> int:

@@ -61,7 +61,7 @@ def _plain(value: Any) -> str:
 
 
 def _window(seen: Any, rise: Any) -> tuple[float, float]:
-    last = float(seen.step[-1])
+    last = max(float(seen.step[-1]), 1.0)
     if rise is None:
         return 0.0, last
     climb = max(rise.peak - rise.valley, 20)

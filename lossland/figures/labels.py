@@ -194,6 +194,7 @@ def head(figure: Figure, title: str, note: str) -> None:
     """Write the title over a figure and a note under it, broken to its width, flush left."""
     width = 72 * figure.get_figwidth()
     room = 0.94 * (width - 8)  # letters fitted to the pixels of a screen are a little wider than their outlines
+    title, note = (text.replace("$", r"\$") for text in (title, note))  # a name is no formula
     figure.suptitle(wrap(title, room, TEXT + 1), x=4 / width, ha="left", fontsize=TEXT + 1)
     figure.supxlabel(wrap(note, room, SMALL), x=4 / width, ha="left", fontsize=SMALL, color=GREY)
 

@@ -256,3 +256,13 @@ def test_a_batch_loss_that_was_not_recorded_is_not_explained():
         runs = ll.run(problem, optax.sgd, sweep, probes=probes, progress=False)
         causes.append(ll.explain(runs, problem, optax.sgd).cause)
     assert causes == [ll.Cause.healthy, ll.Cause.minibatch_noise]
+
+
+def test_one_record_says_next_to_nothing(diverged):
+    """A run that rose at every step, of which the first record alone was kept."""
+    _, runs = diverged
+    found = ll.explain(runs.sel(learning_rate=0.0075, seed=1).isel(step=[0]))
+    assert found.cause is ll.Cause.healthy
+    assert found.confidence < 0.5
+    assert "rises between records: 40 steps raised the loss" in str(found)
+    found.plot()

@@ -113,6 +113,19 @@ def test_inputs_that_tell_nothing():
     assert ll.check_inputs([1.0, 2.0, 4.0, 3.0]).ok
 
 
+def test_inputs_whose_squares_overflow():
+    check = ll.check_inputs(np.array([[1e200, 1.0], [2e200, 2.0], [4e200, 3.5]]))
+    assert check.kinds == ("scale",)
+    assert "sharpness inf" in str(check)
+
+
+def test_many_columns_have_the_sharpness_of_their_singular_value():
+    """More columns than rows: the other product, the same top eigenvalue."""
+    table = 100 * np.random.default_rng(0).normal(size=(12, 40))
+    top = 2 * np.linalg.svd(np.hstack([table, np.ones((12, 1))]), compute_uv=False)[0] ** 2 / 12
+    assert f"least squares has sharpness {top:.4g}," in str(ll.check_inputs(table))
+
+
 def test_labels_outside_are_quoted_as_they_are():
     assert "are -0.5, expected 0 or more" in str(ll.check_labels([0, 1, -0.5]))
     assert "are -3, expected 0 or more" in str(ll.check_labels([0, 1, -3]))

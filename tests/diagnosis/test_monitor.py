@@ -252,6 +252,40 @@ def test_a_run_that_blows_up_is_said_to():
     assert explained.sharpness == pytest.approx(288.539, rel=1e-3)
 
 
+def test_a_loss_that_is_passed_now_and_then_is_explained_by_what_was_passed():
+    tx = ll.monitor(optax.sgd(0.05))
+    params, loss, batch = network()
+    state, step = tx.init(params), jax.jit(jax.value_and_grad(loss))
+    for place in range(40):
+        value, gradient = step(params, batch)
+        updates, state = tx.update(gradient, state, params, **({"value": value} if place % 5 == 2 else {}))
+        params = optax.apply_updates(params, updates)
+    found = ll.monitored(state)
+    assert np.isfinite(found["loss"]).sum() == 8
+    assert ll.explain_history(found["loss"], 0.05).cause is ll.Cause.healthy
+    explained = ll.explain(found)
+    assert explained.cause is ll.Cause.healthy
+    assert "whether the loss that was passed is that of all data" in str(explained)
+    # One that was passed and is not finite is another matter.
+    _, state = tx.update(gradient, state, params, value=jnp.nan)
+    assert ll.explain(ll.monitored(state)).cause is not ll.Cause.healthy
+
+
+def test_several_steps_at_once_are_watched_as_they_are_written():
+    params, loss, batch = network()
+    ends = []
+    many = optax.MultiSteps(optax.adam(0.01), 4)
+    for tx in (many, ll.monitor(many, every=1)):
+        now, state, step = params, tx.init(params), jax.jit(step_of(tx, loss))
+        for _ in range(12):
+            now, state, value = step(now, state, batch)
+        ends.append((now, value))
+    assert same_bits(*ends)
+    found = ll.monitored(state)
+    assert found.sizes["step"] == 12
+    np.testing.assert_array_equal(found["update_norm"] > 0, found["step"] % 4 == 3)
+
+
 def test_states_inside_others_are_found():
     flax_training = pytest.importorskip("flax.training.train_state")
     params, loss, batch = network()

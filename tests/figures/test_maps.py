@@ -253,3 +253,11 @@ def has_line(ax, label):
 def test_title_of_a_two_dimensional_map_where_nothing_diverges():
     title = map_title(catapults({"learning_rate": np.geomspace(1e-3, 1e-2, 5), "momentum": [0.0, 0.9]}))
     assert "no run diverges up to learning rate" in title
+
+
+def test_a_name_is_no_formula(tmp_path):
+    """What matplotlib would read as mathematics, and refuse, is drawn as it is."""
+    runs = catapults({"learning_rate": np.geomspace(0.1, 4, 9)}).assign_attrs(problem="$x_$", title="$\\frac$ by sgd")
+    figure = stability_map_figure(runs)
+    figure.savefig(tmp_path / "map.png")
+    assert r"\$x_\$" in figure.get_suptitle()
