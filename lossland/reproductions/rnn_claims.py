@@ -353,8 +353,12 @@ def _schedule(found: Results, arms: xr.Dataset) -> Claim:
     verdict: Verdict = "supported" if len(helps) == 2 else "refuted" if useless and not helps else "depends"
     before = ""
     if found.drops is not None:
-        names = ("gradient_clipped", "update_clipped", "learning_rate_decays")
-        counts = [f"{_count(found.drops.arms, name)} with {name.replace('_', ' ')}" for name in names]
+        names = {
+            "gradient_clipped": "with the gradient clipped",
+            "update_clipped": "with the update clipped",
+            "learning_rate_decays": "with a decaying rate",
+        }
+        counts = [f"{_count(found.drops.arms, name)} {words}" for name, words in names.items()]
         before = "; of states before a drop get worse again: " + ", ".join(counts)
     return Claim(
         CASE, "f", "scheduling and clipping help", verdict,
@@ -363,7 +367,8 @@ def _schedule(found: Results, arms: xr.Dataset) -> Claim:
         *clipped,
         f"the same with a decaying rate: {_between(scheduled)}; unchanged get worse: "
         f"{_count(arms, 'unchanged')}{before}",
-        f"from the start, clearly fewer get worse with {_listed(helps)} of the two",
+        f"clearly fewer get worse from the start with {_listed(helps)}"
+        + (f", not clearly with {_listed(rest)}" if (rest := [name for name in both if name not in helps]) else ""),
     )  # fmt: skip
 
 
