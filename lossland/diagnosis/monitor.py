@@ -194,7 +194,8 @@ def _dataset(
 
 def _transformation(optimizer: Any) -> optax.GradientTransformationExtraArgs:
     if isinstance(optimizer, optax.MultiSteps):
-        return optax.GradientTransformationExtraArgs(optimizer.init, optimizer.update)
+        update: Any = optimizer.update
+        return optax.GradientTransformationExtraArgs(optimizer.init, update)
     made = as_optimizer(optimizer)
     if missing := made.missing({}):
         raise ValueError(
