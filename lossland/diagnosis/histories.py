@@ -44,12 +44,14 @@ QUIET = 20  # records without a rise that make a spike a late one
 SMOOTH = 0.15  # correlation of neighbours about the trend above which a curve swings rather than jumps
 SPIKE = 1.5  # factor over the lowest loss before
 BRIEF = 10  # records in which a spike rises: what takes longer drifts
+FAR = 1000.0  # factor over the lowest loss that neither a score nor a loss on held-out data grows by, noisy or not
 OVERSHOT = 10.0  # last finite loss over the first from which a run diverged before it was not finite
 REVERSALS = 0.2  # share of records at which a noisy curve turns; independent draws turn at 2/3
 ON_THE_WHOLE = (
     "it rises on the whole: a score that is maximised, a loss on held-out data (overfitting) or too high a learning "
     "rate; the curve cannot tell which"
 )
+WITHOUT_A_FLOOR = "it falls below 0 and goes on: a loss without a lower bound, see ll.check_labels"
 LARGEST = {"float32": float(np.finfo(np.float32).max), "float64": float(np.finfo(np.float64).max)}
 
 
@@ -112,6 +114,7 @@ class HistoryExplanation:
     full_batch=optional(FLAG),
     num_examples=optional(count()),
 )
+@np.errstate(over="ignore", invalid="ignore")  # quotients of losses that span all that a double holds
 def explain_history(
     losses: Sequence[float] | np.ndarray,
     learning_rate: float | None = None,
@@ -234,19 +237,21 @@ class _Features:
         risen = bool(np.all(ratios > 1 + ROUNDING) and curve[-1] >= max(curve[0], SPIKE * curve.min()))
         self.unsteadiness = float(np.ptp(np.log(ratios)) / np.log(ratios).mean()) if risen else np.inf
         self.total = float(curve[-1] / curve.min()) if curve.min() > 0 else np.inf
-        self.slows = risen and self._slows()
+        self.slows = self.slows_down(SLOWER)
         self.grows = risen and not (self.slows and (self.total < OVERSHOT or ratios[-1] < FAST))
         self.residual = self._detrended()
         self.alternation = _autocorrelation(self.residual, 1)
         self.period = self._period()
 
-    def _slows(self) -> bool:
-        """Whether the curve rises to its end by ever smaller factors, as a drift and a score do, and a growing mode
-        does not."""
+    def slows_down(self, share: float) -> bool:
+        """Whether the curve, from its lowest place on, rises less in its last third than that share of the third
+        before, in logarithms: as a drift and a score do, and a growing mode does not."""
         rising = self.curve[int(np.argmin(self.curve)) :]
         factors = np.diff(np.log(rising[rising > 0]))
-        third = max(1, len(factors) // 3)
-        return bool(factors[-third:].sum() < SLOWER * factors[-2 * third : -third].sum())
+        if len(factors) < LEAST - 1:
+            return False
+        third = len(factors) // 3
+        return bool(factors[-third:].sum() < share * factors[-2 * third : -third].sum())
 
     @property
     def rises_on_the_whole(self) -> bool:
@@ -311,7 +316,7 @@ def _growing(
     growth = float(features.ratios[-1] ** (1 / features.steps))
     more: dict[str, Any] = {"growth": growth}
     is_one_mode = features.unsteadiness <= ROUGH
-    remedies = [] if is_one_mode else ["a smaller learning rate"]
+    remedies = []
     if (
         is_one_mode
         and certificate is not None
@@ -335,6 +340,9 @@ def _growing(
     is_steady = features.spread < STEADY and features.unsteadiness < RELATIVE and len(features.ratios) == TAIL
     is_large = features.total >= OVERSHOT and not features.slows
     confidence = 0.95 if is_steady and is_large else 0.7 if is_steady or is_large else 0.5
+    if certificate is not None and certificate.preconditioned:
+        confidence = min(confidence, 0.7)  # steps as long as the learning rate let nothing grow so for long
+    remedies = remedies or ["a smaller learning rate"]
     return explained(Cause.learning_rate_above_threshold, confidence, remedies, **more)
 
 
@@ -346,6 +354,8 @@ def _recovering(
     places = np.flatnonzero(rises)
     if not len(places):
         is_flat = curve[0] - curve[-1] <= SMALL * abs(curve[0])
+        if curve[-1] < -OVERSHOT * abs(curve[0]) and np.all(np.diff(curve)[-TAIL:] < 0):
+            return explained(Cause.healthy, 0.5, [WITHOUT_A_FLOOR])
         return explained(Cause.healthy, 0.99, ["it hardly fell either: look for a gradient of zero"] if is_flat else ())
     if features.largest_rise < SMALL and features.share <= FEW and curve[-1] < curve[0]:
         return explained(Cause.healthy, 0.8)
@@ -355,6 +365,8 @@ def _recovering(
     if rose_first and curve[-1] < curve[0] and features.share < 0.3:
         remedies = ["a smaller learning rate, or a warm-up of it, removes the rise", "it recovers by itself"]
         return explained(Cause.catapult, 0.7 if full_batch else 0.5, remedies)
+    if features.rises_on_the_whole and features.total >= FAR and not features.slows_down(SLOWER / 2):
+        return explained(Cause.learning_rate_above_threshold, 0.5, ["a smaller learning rate"])
     if features.rises_on_the_whole:
         return explained(Cause.unknown, 0.3, [ON_THE_WHOLE])
     if features.spikes():

@@ -214,6 +214,32 @@ class TestCurvesThatMislead:
         assert found.overflow_epoch is None
         assert "the curvature" in str(found)
 
+    def test_noisy_growth_over_many_decades_is_divergence(self):
+        """Whether or not each of the last factors is above 1."""
+        for seed in range(20):
+            noise = np.exp(0.3 * np.random.default_rng(seed).normal(size=40))
+            found = ll.explain_history(1.5 ** np.arange(40) * noise, 0.1)
+            assert found.cause is ll.Cause.learning_rate_above_threshold
+            assert found.confidence <= 0.7
+            assert found.sharpness is None
+
+    @pytest.mark.parametrize("optimizer", ["adam", optax.lion])
+    def test_growth_under_adaptive_steps_is_less_certain_and_has_a_remedy(self, optimizer):
+        found = ll.explain_history(1.2 ** np.arange(30), 0.1, optimizer)
+        assert found.cause is ll.Cause.learning_rate_above_threshold
+        assert "learning rate" in found.remedies[0]
+        assert found.confidence <= (0.7 if optimizer == "adam" else 0.95)
+
+    def test_losses_over_all_that_a_double_holds(self, recwarn):
+        found = ll.explain_history([1e-300, 1e-100, 1, 1e100, 1e200, 1e300], 0.1, dtype="float64")
+        assert found.cause is ll.Cause.learning_rate_above_threshold
+        assert not recwarn.list
+
+    def test_a_loss_without_a_floor_is_told(self):
+        found = ll.explain_history(-(2.0 ** np.arange(20)), 0.1)
+        assert "without a lower bound" in found.remedies[0]
+        assert found.confidence <= 0.5
+
     def test_a_growth_that_could_be_a_drift_is_not_certain(self):
         """Six factors of 1.1 after a flat stretch: too little to be sure of."""
         curve = np.concatenate([np.full(20, 1.0), 1.1 ** np.arange(1, 7)])
