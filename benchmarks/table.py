@@ -90,7 +90,7 @@ def _compiled(name: str) -> Reason:
     def reason(results: dict[str, Any]) -> str:
         row = results["scaling"]["compile"][name]
         return (
-            f"{row['compilations']:.0f} programs are compiled side by side (starts, first records, training), so that a "
+            f"{row['compilations']:.0f} programs are compiled side by side (starts, first records, training), and a "
             f"second sweep of any size compiles nothing; the largest takes {row['largest_compilation_seconds']:.1f} s"
         )
 
