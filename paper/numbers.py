@@ -2,9 +2,9 @@
 
 In the text, `\\val{STEM.NUMBER}` is what was measured and `\\want{STEM.NUMBER}` what was expected; `\\val[STYLE]{...}`
 says how it is written; `\\verdict{STEM.NUMBER}` is the verdict on it; `\\set{NAME}` is a setting or a count, computed
-in `settings`; `\\made{STEM}` says for a caption how a result was made; `\\byprofile{STEM}{FULL}{FAST}` is one text where
-the experiment was run in full, the other where it was not. Only what the text asks for is written, and what it asks
-for must exist.
+in `settings`; `\\made{STEM}` says for a caption how a result was made; `\\byprofile{STEM}{FULL}{FAST}` is one text
+where the experiment was run in full, the other where it was not. Only what the text asks for is written, and what it
+asks for must exist.
 """
 
 from __future__ import annotations

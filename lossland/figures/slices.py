@@ -22,7 +22,7 @@ CURVATURES = optional(named(number()))
 
 @expects(ax=DRAWABLE, lines=LINES, curvatures=CURVATURES)
 def plot_line(ax: Axes, lines: dict[str, xr.Dataset], curvatures: dict[str, float] | None = None) -> None:
-    """Draw the loss along lines through one point; dotted, up to their highest value, the parabola of a given curvature.
+    """Draw the loss along lines through one point; dotted, up to their highest value, parabolas of given curvatures.
 
     Args:
         ax: where to draw.
