@@ -36,7 +36,7 @@ def plot_line(ax: Axes, lines: dict[str, xr.Dataset], curvatures: dict[str, floa
         raise ValueError(f"lines: expected 1 to {len(style.CURVE_COLORS)}, got {len(lines)}")
     finite = np.concatenate([found["loss"].values for found in lines.values()])
     finite = finite[np.isfinite(finite)]
-    top = 1.05 * float(finite.max()) if len(finite) else np.inf
+    top = float(finite.max() + 0.05 * abs(finite.max())) if len(finite) else np.inf
     with style.house_style():
         for (label, found), color, dashes in zip(
             lines.items(), style.CURVE_COLORS[-len(lines) :], style.CURVE_STYLES, strict=False
