@@ -23,6 +23,7 @@ import numpy as np
 
 from experiments.catalogue import STEMS, experiment
 from experiments.experiment import RESULTS
+from lossland.stability import spike_boundary
 from lossland.stability.intervals import binomial_interval
 from lossland.sweeps.archive import write_whole
 from paper.prose import by_profile
@@ -134,6 +135,10 @@ def settings(results: Results) -> dict[str, Callable[[], Any]]:
     def forked() -> Any:
         return results.arguments("adam_spikes", "interventions_figure")[0]
 
+    def lag_ratio() -> np.ndarray:
+        found = results.arguments("adam_spikes", "spikes_figure")[1]
+        return np.asarray(found["lag"] / found["predicted_lag"])
+
     def forecast(place: int) -> Any:
         return results.arguments("adam_forecast", "forecast_figure")[place]
 
@@ -154,13 +159,16 @@ def settings(results: Results) -> dict[str, Callable[[], Any]]:
         "spike_rate": lambda: module("adam_spikes").RATE,
         "spike_b2": lambda: module("adam_spikes").B2,
         "spike_before": lambda: module("adam_spikes").BEFORE,
-        "spike_count": lambda: results.arguments("adam_spikes", "spikes_figure")[1].sizes["spike"],
+        "spike_count": lambda: int((~np.isnan(lag_ratio())).sum()),
         "spike_states": lambda: forked().sizes["state"],
         "spike_horizon": lambda: module("adam_spikes").HORIZON,
         "frozen_without_a_spike": lambda: float(np.isinf(forked()["spike"].sel(arm="second_moment_frozen")).mean()),
         "forecast_spikes": lambda: int(forecast(0)["num_spikes"]),
         "forecast_lead": lambda: forecast(0).attrs["lead"],
         "forecast_false_alarms": lambda: forecast(0).attrs["false_alarms"],
+        "forecast_false_alarms_scored": lambda: float(forecast(0)["false_alarm_rate"].sel(alarm="forecast")),
+        "boundary_factor": lambda: spike_boundary.FACTOR,
+        "boundary_bend": lambda: spike_boundary.BEND,
         "planted_scenarios": lambda: planted()[0],
         "planted_runs": lambda: planted()[1],
         "planted_right": planted_right,
