@@ -125,8 +125,7 @@ def plane(
     cosine = float(flats[0] @ flats[1] / (norms[0] * norms[1]))
     if abs(cosine) > 1 - 1e-6:
         raise ValueError(f"directions: they are parallel (cosine {cosine:.6f}) and span no plane; choose another")
-    extents = (extent, extent) if _single(extent) else tuple(extent)
-    counts = (num_points, num_points) if _single(num_points) else tuple(num_points)
+    extents, counts = _two(extent), _two(num_points)
     if len(extents) != 2 or len(counts) != 2:
         raise ValueError("extent, num_points: expected one value, or two, one for each direction")
     axes = [_distances(reach, count, "extent") for reach, count in zip(extents, counts, strict=True)]
@@ -336,6 +335,11 @@ def _flat(
 def _single(value: Any) -> bool:
     """Whether one number was given, of Python, NumPy or JAX, and not one for each side or direction."""
     return not isinstance(value, (tuple, list)) and np.ndim(value) == 0
+
+
+def _two(value: Any) -> tuple[Any, ...]:
+    """What was given for both directions at once, or for each."""
+    return (value, value) if _single(value) else tuple(value)
 
 
 def _distances(extent: Any, num_points: int, name: str) -> np.ndarray:
