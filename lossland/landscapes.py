@@ -125,8 +125,7 @@ def plane(
     cosine = float(flats[0] @ flats[1] / (norms[0] * norms[1]))
     if abs(cosine) > 1 - 1e-6:
         raise ValueError(f"directions: they are parallel (cosine {cosine:.6f}) and span no plane; choose another")
-    extents = (extent, extent) if isinstance(extent, (int, float)) else tuple(extent)
-    counts = (num_points, num_points) if isinstance(num_points, int) else num_points
+    extents, counts = _two(extent), _two(num_points)
     if len(extents) != 2 or len(counts) != 2:
         raise ValueError("extent, num_points: expected one value, or two, one for each direction")
     axes = [_distances(reach, count, "extent") for reach, count in zip(extents, counts, strict=True)]
@@ -169,13 +168,9 @@ def trajectory_plane(
         squared distance to the last point that each direction holds.
 
     Raises:
-        ValueError: as `plane`, and if the leaves have not the same number of points, at least three.
+        ValueError: as `plane`, and if the leaves have not the same number of points, at least three, all finite.
     """
-    sizes = {np.shape(leaf)[:1] for leaf in jax.tree.leaves(trajectory)}
-    if len(sizes) != 1 or min(sizes, default=()) < (3,):
-        raise ValueError(
-            f"trajectory: expected leaves with one leading axis of at least 3 points, got leading axes {sorted(sizes)}"
-        )
+    points = _points(trajectory, 3)
     last = jax.tree.map(lambda leaf: leaf[-1], trajectory)
     if directions is None:
         chosen = principal_directions(trajectory, 2)[0]
@@ -184,7 +179,6 @@ def trajectory_plane(
             raise ValueError(f"directions: expected two, got {len(directions)}")
         chosen = _orthonormal(last, directions)
     flat, flats, _ = _flat(last, chosen)
-    points = np.asarray(jax.vmap(lambda point: ravel_pytree(point)[0])(trajectory), np.float64)
     offsets = points - flat
     path = offsets @ flats.T
     low, high = path.min(axis=0), path.max(axis=0)
@@ -242,7 +236,9 @@ def random_direction(key: Array, params: Params) -> Params:
     """Draw a filter-normalised Gaussian direction: see `filter_normalised`."""
     leaves, structure = jax.tree.flatten(params)
     keys = jax.random.split(key, len(leaves))
-    drawn = [jax.random.normal(one, leaf.shape, leaf.dtype) for one, leaf in zip(keys, leaves, strict=True)]
+    drawn = [
+        jax.random.normal(one, jnp.shape(leaf), jnp.result_type(leaf)) for one, leaf in zip(keys, leaves, strict=True)
+    ]
     return filter_normalised(jax.tree.unflatten(structure, drawn), params)
 
 
@@ -255,7 +251,7 @@ def filter_normalised(direction: Params, params: Params) -> Params:
     To normalise twice changes nothing; neither argument is changed.
 
     Raises:
-        ValueError: if the direction is not a pytree like the parameters.
+        ValueError: if the direction is not a pytree like the parameters, or is zero or not finite.
     """
     _flat(params, [direction], "direction")
 
@@ -278,11 +274,10 @@ def principal_directions(trajectory: Params, k: int = 2) -> tuple[list[Params], 
         k unit directions, pytrees like one point, and `Float[np.ndarray, "k"]`: shares of the summed squares.
 
     Raises:
-        ValueError: if the points do not span k directions.
+        ValueError: if the leaves have not the same number of points, all finite, or these do not span k directions.
     """
-    last = jax.tree.map(lambda leaf: leaf[-1], trajectory)
-    flat, unravel = ravel_pytree(last)
-    points = np.asarray(jax.vmap(lambda point: ravel_pytree(point)[0])(trajectory), np.float64)
+    points = _points(trajectory, 2)
+    flat, unravel = ravel_pytree(jax.tree.map(lambda leaf: leaf[-1], trajectory))
     offsets = points[:-1] - points[-1]
     _, values, components = np.linalg.svd(offsets, full_matrices=False)
     if len(values) < k or not values[0] > 0 or values[k - 1] <= 1e-7 * values[0]:
@@ -291,6 +286,23 @@ def principal_directions(trajectory: Params, k: int = 2) -> tuple[list[Params], 
         )
     shares = values**2 / np.sum(values**2)
     return [unravel(jnp.asarray(component, flat.dtype)) for component in components[:k]], shares[:k]
+
+
+def _points(trajectory: Params, least: int) -> np.ndarray:
+    """Check that a trajectory has so many points, and return them: `Float64[ndarray, "point parameter"]`."""
+    sizes = {np.shape(leaf)[:1] for leaf in jax.tree.leaves(trajectory)}
+    if len(sizes) != 1 or min(sizes) < (least,):
+        raise ValueError(
+            f"trajectory: expected leaves with one leading axis of at least {least} points, got leading axes "
+            f"{sorted(sizes)}"
+        )
+    points = np.asarray(jax.vmap(lambda point: ravel_pytree(point)[0])(trajectory), np.float64)
+    if not (finite := np.isfinite(points).all(axis=1)).all():
+        raise ValueError(
+            f"trajectory: expected finite points, got NaN or inf from number {int(np.argmin(finite))} of {len(points)} "
+            "on; take those before it"
+        )
+    return points
 
 
 def _orthonormal(params: Params, directions: Sequence[Params]) -> list[Params]:
@@ -320,13 +332,21 @@ def _flat(
     return np.asarray(flat, np.float64), flats, lambda vector: unravel(jnp.asarray(vector, flat.dtype))
 
 
+def _single(value: Any) -> bool:
+    """Whether one number was given, of Python, NumPy or JAX, and not one for each side or direction."""
+    return not isinstance(value, (tuple, list)) and np.ndim(value) == 0
+
+
+def _two(value: Any) -> tuple[Any, ...]:
+    """What was given for both directions at once, or for each."""
+    return (value, value) if _single(value) else tuple(value)
+
+
 def _distances(extent: Any, num_points: int, name: str) -> np.ndarray:
-    low, high = (-extent, extent) if isinstance(extent, (int, float)) else extent
+    low, high = (-extent, extent) if _single(extent) else extent
     if not (np.isfinite([low, high]).all() and low < high):
         raise ValueError(f"{name}: expected a positive finite number, or (lowest, highest), got {extent!r}")
-    if not (isinstance(num_points, int) and num_points >= 2):
-        raise ValueError(f"num_points: expected a whole number of at least 2, got {num_points!r}")
-    return np.linspace(low, high, num_points)
+    return np.linspace(float(low), float(high), num_points)
 
 
 def _losses(

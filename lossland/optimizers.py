@@ -135,6 +135,14 @@ class Optimizer:
             needed += [(name, schedule.arguments) for name in _names(schedule.factory, needed=True)]
         return tuple(name for name, given in needed if name not in given and name not in swept)
 
+    @property
+    def numbers(self) -> dict[str, float]:
+        """Arguments that are plain numbers: those decided, and the factory's defaults of those still open."""
+        defaults = {name: one.default for name, one in inspect.signature(self.factory).parameters.items()}
+        plain = (bool, int, float, np.bool_, np.integer, np.floating)
+        known = (defaults | self.arguments).items()
+        return {name: float(value) for name, value in known if isinstance(value, plain)}
+
     def with_arguments(self, **arguments: Any) -> Optimizer:
         """Return the same optimizer with more of its arguments, or of its schedules', decided."""
         own = set(_names(self.factory))

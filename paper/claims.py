@@ -12,6 +12,8 @@ from experiments.experiment import RESULTS
 from paper.numbers import asked
 from paper.sources import PAPER, Results
 
+SENTENCE_END = re.compile(r"(?<=\.)\s+(?=[A-Z])")
+
 
 def claims() -> list[dict[str, Any]]:
     """Read `claims.toml`: words of the abstract, and the targets that prove them."""
@@ -27,15 +29,17 @@ def abstract(text: str) -> str:
 
 
 def audit(results: Results, text: str, listed: list[dict[str, Any]]) -> list[str]:
-    """Return what is wrong: claims that the abstract does not make, measured numbers in it that prove no claim, and
-    claims whose targets are missing or not reproduced."""
+    """Return what is wrong: claims that the abstract does not make, measured numbers in it that prove no claim of their
+    sentence, and claims whose targets are missing or not reproduced."""
     words, proven = abstract(text), {name for claim in listed for name in claim["targets"]}
     wrong = [f"the abstract does not say: {claim['words']!r}" for claim in listed if claim["words"] not in words]
-    wrong += [
-        f"a number of the abstract proves no claim: {key}"
-        for macro, _, key in asked(words)
-        if macro == "val" and key not in proven
-    ]
+    for sentence in SENTENCE_END.split(words):
+        here = {name for claim in listed if claim["words"] in sentence for name in claim["targets"]}
+        wrong += [
+            f"a number of the abstract proves no claim of its sentence: {key}"
+            for macro, _, key in asked(sentence)
+            if macro == "val" and key not in here
+        ]
     for name in sorted(proven):
         stem, _, key = name.partition(".")
         target = results.targets(stem).get(key) if results.has(stem) else None

@@ -1,9 +1,10 @@
 """Every number of the text, from the summaries: `main.tex` names it, this writes `numbers.tex` and `targets.tex`.
 
 In the text, `\\val{STEM.NUMBER}` is what was measured and `\\want{STEM.NUMBER}` what was expected; `\\val[STYLE]{...}`
-says how it is written; `\\set{NAME}` is a setting or a count, computed in `settings`; `\\made{STEM}` says for a caption
-how a result was made; `\\byprofile{STEM}{FULL}{FAST}` is one text where the experiment was run in full, the other where
-it was not. Only what the text asks for is written, and what it asks for must exist.
+says how it is written; `\\verdict{STEM.NUMBER}` is the verdict on it; `\\set{NAME}` is a setting or a count, computed
+in `settings`; `\\made{STEM}` says for a caption how a result was made; `\\byprofile{STEM}{FULL}{FAST}` is one text
+where the experiment was run in full, the other where it was not. Only what the text asks for is written, and what it
+asks for must exist.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import math
 import re
 import sys
 from collections.abc import Callable
+from decimal import ROUND_UP, Decimal
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +23,13 @@ import numpy as np
 
 from experiments.catalogue import STEMS, experiment
 from experiments.experiment import RESULTS
+from lossland.stability import spike_boundary
 from lossland.stability.intervals import binomial_interval
 from lossland.sweeps.archive import write_whole
 from paper.prose import by_profile
 from paper.sources import BUILD, PAPER, MissingSummaryError, Results, benchmark
 
-ASKED = re.compile(r"\\(val|want|set)(?:\[(\w+)\])?\{([^}]+)\}")
+ASKED = re.compile(r"\\(val|want|set|verdict)(?:\[(\w+)\])?\{([^}]+)\}")
 MADE = re.compile(r"\\made\{([^}]+)\}")
 BY_PROFILE = re.compile(r"\\byprofile\{(\w+)\}")
 NOT_MEASURED = r"\emph{not measured}"
@@ -45,6 +48,23 @@ def scientific(value: float, digits: int = 2) -> str:
     return rf"\ensuremath{{{mantissa}\times10^{{{int(exponent)}}}}}"
 
 
+def rounded_up(value: float, digits: int = 2) -> float:
+    """Round away from zero to so many digits: what a number that is called a bound is written as."""
+    if not value or not math.isfinite(value):
+        return value
+    exact = Decimal(repr(float(value)))
+    return float(exact.quantize(Decimal(1).scaleb(exact.adjusted() - digits + 1), ROUND_UP))
+
+
+def percent(share: float, decimals: int = 0) -> str:
+    """Write a share in per cent, with more decimals where it would look like none or all and is neither."""
+    if share in (0, 1):
+        return rf"{100 * share:.0f}\,\%"
+    while float(shown := f"{100 * share:.{decimals}f}") in (0, 100) and decimals < 9:
+        decimals += 1
+    return rf"{shown}\,\%"
+
+
 def fewest_digits(value: float) -> int:
     """Significant digits that a number has, 1 to 5."""
     return next((few for few in range(1, 5) if float(f"{value:.{few}g}") == value), 5)
@@ -61,11 +81,14 @@ STYLES: dict[str, Callable[[Any], str]] = {
     "five": lambda value: _interval(lambda x: scientific(x, 5))(value),
     "exact": lambda value: scientific(value, fewest_digits(value)),
     "int": lambda value: f"{round(value):,}".replace(",", r"\,"),
-    "percent": lambda value: _interval(lambda x: rf"{100 * x:.0f}\,\%")(value),
-    "permille": lambda value: _interval(lambda x: rf"{100 * x:.1f}\,\%")(value),
+    "percent": lambda value: _interval(percent)(value),
+    "permille": lambda value: _interval(lambda x: percent(x, 1))(value),
+    "upto": lambda value: scientific(rounded_up(value)),
+    "uptopercent": lambda value: rf"{scientific(rounded_up(100 * value))}\,\%",
     "word": str,
 }
-"""How a number is written: significant digits in words, a whole number, a share in per cent."""
+"""How a number is written: significant digits in words, a whole number, a share in per cent; bounds rounded up."""
+DEFAULTS = {"set": "exact", "verdict": "word"}
 
 
 def settings(results: Results) -> dict[str, Callable[[], Any]]:
@@ -79,6 +102,10 @@ def settings(results: Results) -> dict[str, Callable[[], Any]]:
 
     def reproduced() -> int:
         return sum(one["verdict"] == "reproduced" for one in judged())
+
+    def settled() -> list[str]:
+        """Verdicts on what people said about the reported cases."""
+        return [claim["verdict"] for stem in results.stems() for claim in results.summary(stem)["claims"]]
 
     def row(work: str) -> dict[str, float]:
         return next(one["seconds"] for one in benchmark("sweeps")["rows"] if one["work"] == work)
@@ -108,6 +135,10 @@ def settings(results: Results) -> dict[str, Callable[[], Any]]:
     def forked() -> Any:
         return results.arguments("adam_spikes", "interventions_figure")[0]
 
+    def lag_ratio() -> np.ndarray:
+        found = results.arguments("adam_spikes", "spikes_figure")[1]
+        return np.asarray(found["lag"] / found["predicted_lag"])
+
     def forecast(place: int) -> Any:
         return results.arguments("adam_forecast", "forecast_figure")[place]
 
@@ -115,6 +146,10 @@ def settings(results: Results) -> dict[str, Callable[[], Any]]:
         "targets": lambda: len(judged()),
         "targets_reproduced": reproduced,
         "targets_failed": lambda: len(judged()) - reproduced(),
+        "claims": lambda: len(settled()),
+        "claims_supported": lambda: settled().count("supported"),
+        "claims_refuted": lambda: settled().count("refuted"),
+        "claims_depend": lambda: settled().count("depends"),
         "experiments": lambda: len(results.stems()),
         "experiments_full": lambda: sum(results.summary(stem)["profile"] == "full" for stem in results.stems()),
         "keras_rate": lambda: module("linear_regression").RATE,
@@ -124,13 +159,16 @@ def settings(results: Results) -> dict[str, Callable[[], Any]]:
         "spike_rate": lambda: module("adam_spikes").RATE,
         "spike_b2": lambda: module("adam_spikes").B2,
         "spike_before": lambda: module("adam_spikes").BEFORE,
-        "spike_count": lambda: results.arguments("adam_spikes", "spikes_figure")[1].sizes["spike"],
+        "spike_count": lambda: int((~np.isnan(lag_ratio())).sum()),
         "spike_states": lambda: forked().sizes["state"],
         "spike_horizon": lambda: module("adam_spikes").HORIZON,
         "frozen_without_a_spike": lambda: float(np.isinf(forked()["spike"].sel(arm="second_moment_frozen")).mean()),
-        "forecast_spikes": lambda: forecast(1).sizes["spike"],
+        "forecast_spikes": lambda: int(forecast(0)["num_spikes"]),
         "forecast_lead": lambda: forecast(0).attrs["lead"],
         "forecast_false_alarms": lambda: forecast(0).attrs["false_alarms"],
+        "forecast_false_alarms_scored": lambda: float(forecast(0)["false_alarm_rate"].sel(alarm="forecast")),
+        "boundary_factor": lambda: spike_boundary.FACTOR,
+        "boundary_bend": lambda: spike_boundary.BEND,
         "planted_scenarios": lambda: planted()[0],
         "planted_runs": lambda: planted()[1],
         "planted_right": planted_right,
@@ -204,7 +242,7 @@ def value_of(results: Results, macro: str, key: str) -> Any:
         raise KeyError(
             f"\\{macro}{{{key}}}: {stem}'s summary ({results.summary(stem)['profile']}) has {', '.join(targets)}"
         )
-    return _finite(targets[name]["measured" if macro == "val" else "expected"])
+    return _finite(targets[name][{"val": "measured", "want": "expected", "verdict": "verdict"}[macro]])
 
 
 def in_full(results: Results, stem: str) -> bool:
@@ -227,7 +265,7 @@ def written(results: Results, text: str) -> str:
     text = by_profile(text, lambda stem: in_full(results, stem))
     for macro, style, key in asked(text):
         try:
-            shown = STYLES[style or ("exact" if macro == "set" else "")](value_of(results, macro, key))
+            shown = STYLES[style or DEFAULTS.get(macro, "")](value_of(results, macro, key))
         except MissingSummaryError as error:
             print(f"{macro} {key}: {error}", file=sys.stderr)
             shown = NOT_MEASURED
@@ -264,11 +302,11 @@ def table(results: Results) -> str:
     for stem in filter(results.has, STEMS):
         one = results.summary(stem)
         lines.append(
-            rf"\multicolumn{{5}}{{l}}{{\textbf{{{escaped(stem)}}}, {one['profile']} profile, "
+            rf"\multicolumn{{5}}{{@{{}}l}}{{\textbf{{{escaped(stem)}}}, {one['profile']} profile, "
             rf"\texttt{{{one['hash']}}}}} \\*"
         )
         for target in one["targets"]:
-            name = escaped(target["name"].partition(".")[2].replace("_", " "))
+            name = escaped(described(target["name"].partition(".")[2], one["claims"]))
             tolerance = rf" $\pm$ {_cell(target['tolerance'])}" if target["tolerance"] else ""
             if target["tolerance"] and target["comparison"] == "relative":
                 tolerance += " rel."
@@ -278,6 +316,13 @@ def table(results: Results) -> str:
             )
         lines.append(r"\addlinespace")
     return "\n".join(lines) + "\n"
+
+
+def described(name: str, settled: list[dict[str, Any]]) -> str:
+    """Read a target's name: its words, numbers with their point, and for a claim what was claimed."""
+    words = re.sub(r"\b(\d) (\d+)\b", r"\1.\2", name.replace("_", " "))
+    said = {f"claim {claim['letter']}": claim["text"] for claim in settled}
+    return f"{words}: {said[words]}" if words in said else words
 
 
 def _cell(value: Any) -> str:

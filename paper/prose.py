@@ -10,7 +10,7 @@ _DROPPED = (
     r"\$[^$]*\$",  # formulas
     r"\\begin\{(equation|align)\*?\}.*?\\end\{\1\*?\}",
     r"\\begin\{(?:minipage|longtable|figure|table)\*?\}(?:\[[^\]]*\])?(?:\{(?:[^{}]|\{[^{}]*\})*\})?",
-    r"\\(?:val|want|set)(?:\[\w*\])?\{[^}]*\}",
+    r"\\(?:val|want|set|verdict)(?:\[\w*\])?\{[^}]*\}",
     r"\\(?:made|byprofile|cite[tp]?|label|ref|includegraphics|input|bibliography(?:style)?|end|begin|setlength|vspace|hspace)"
     r"(?:\[[^\]]*\])?\{[^}]*\}",
     r"\\multicolumn\{\d\}",

@@ -71,6 +71,17 @@ def test_a_plane_holds_its_lines(params):
     assert abs(plane.attrs["cosine"]) < 1e-6
 
 
+@pytest.mark.parametrize("kind", [np.float32, np.float64, jnp.float32], ids=["float32", "float64", "jax"])
+def test_numbers_of_numpy_and_jax_are_numbers(params, kind):
+    directions = [landscapes.gradient_direction(objective, params), params]
+    for one in (
+        landscapes.line(objective, params, directions[0], extent=kind(0.5), num_points=np.int64(3)),
+        landscapes.plane(objective, params, directions, extent=kind(0.5), num_points=np.int32(3)),
+    ):
+        for name in one["loss"].dims:
+            np.testing.assert_array_equal(one[name], [-0.5, 0, 0.5])
+
+
 @pytest.mark.parametrize("batch_size", [1, 4, 1000])
 def test_the_batch_size_changes_nothing(params, batch_size):
     direction = landscapes.gradient_direction(objective, params)
@@ -158,6 +169,15 @@ class TestTrajectory:
             objective, trajectory, directions=[jax.grad(objective)(params), params], num_points=5
         )
         assert abs(own.attrs["cosine"]) < 1e-9
+
+    @pytest.mark.parametrize("function", [landscapes.principal_directions, landscapes.trajectory_plane])
+    def test_a_run_that_diverges_says_from_where(self, function):
+        path = np.cumsum(np.eye(5, dtype=np.float32), 0)
+        path[3:] = np.nan
+        arguments = (lambda p: jnp.sum(p**2),) if function is landscapes.trajectory_plane else ()
+        with pytest.raises(ValueError, match="NaN or inf from number 3 of 5"):
+            function(*arguments, path)
+        function(*arguments, path[:3])
 
     def test_too_short(self):
         with pytest.raises(ValueError, match="at least 3 points"):

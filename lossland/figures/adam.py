@@ -48,13 +48,16 @@ def spikes_figure(run: xr.Dataset, found: xr.Dataset) -> Figure:
     part = run.sel(step=slice(first, last))
     steps = part["step"].values
     ratio = (part["preconditioned_sharpness"] / part["threshold"]).values
+    measured, predicted = found["lag"].values, found["predicted_lag"].values
+    ratios = (found["lag"] / found["predicted_lag"]).values  # 0 where no spike was predicted
+    known = ~np.isnan(ratios)
     with style.house_style():
         figure = Figure(figsize=(2 * style.WIDTH, 3.1), layout="constrained")
         head(
             figure,
             "The optimizer turns unstable long before the loss shows it",
             f"Adam, β₁ 0.9, β₂ 0.999, learning rate 0.01, full batch. Left: one run; bars from the crossing to the "
-            f"visible spike. Right: {found.sizes['spike']} spikes of {np.unique(found['seed']).size} runs; grey band: "
+            f"visible spike. Right: {known.sum()} spikes of {np.unique(found['seed']).size} runs; grey band: "
             f"measured lag {BAND[0]:g} to {BAND[1]:g} times the predicted one.",
         )
         axes = figure.subplot_mosaic([["loss", "lag"], ["ratio", "lag"]], width_ratios=(1.75, 1))
@@ -75,14 +78,13 @@ def spikes_figure(run: xr.Dataset, found: xr.Dataset) -> Figure:
         top.set_ylim(top=top.get_ylim()[1] * 4)
         top.tick_params(labelbottom=False)
         bottom.set(xlabel="step", ylabel="preconditioned\nsharpness / threshold", xlim=(steps[0], steps[-1]))
-        measured, predicted = found["lag"].values, found["predicted_lag"].values
-        known = np.isfinite(predicted) & np.isfinite(measured)
-        most = 1.08 * max(float(np.quantile(measured[known], 0.999)), float(np.quantile(predicted[known], 0.99)))
+        shown = known & np.isfinite(predicted)
+        most = 1.08 * max(float(np.quantile(measured[shown], 0.999)), float(np.quantile(predicted[shown], 0.99)))
         line = np.array([0, most])
         right.fill_between(line, BAND[0] * line, BAND[1] * line, color=style.OUTCOME_COLORS["never_rises"], linewidth=0)
         right.plot(line, line, color=style.INK, linewidth=0.7)
-        right.plot(predicted[known], measured[known], "o", color=PLUM, markersize=2, markeredgewidth=0, alpha=0.45)
-        quartiles = np.quantile((measured / predicted)[known & (predicted > 0)], [0.25, 0.5, 0.75])
+        right.plot(predicted[shown], measured[shown], "o", color=PLUM, markersize=2, markeredgewidth=0, alpha=0.45)
+        quartiles = np.quantile(ratios[known], [0.25, 0.5, 0.75])
         right.annotate(
             f"measured / predicted\nmedian {quartiles[1]:.2f}\nquartiles {quartiles[0]:.2f}, {quartiles[2]:.2f}",
             (0.04, 0.97), xycoords="axes fraction", va="top", fontsize=style.SMALL, color=style.INK,

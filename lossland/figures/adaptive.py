@@ -94,7 +94,7 @@ def _errors(ax: Axes, pairs: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> Non
             va="center", color=style.GREY, fontsize=style.SMALL, annotation_clip=False,
         )  # fmt: skip
     ax.set(yticks=range(len(pairs)), yticklabels=list(pairs), xlim=(-_LARGEST, _LARGEST), ylim=(len(pairs) - 0.4, -0.6))
-    ax.set_xlabel("measured / predicted - 1 (%)")
+    ax.set_xlabel("measured / predicted − 1 (%)")
     ax.set_title("Error of every law; bar: 5 to 95 %, right: how many", loc="left")
 
 
@@ -117,7 +117,7 @@ def _boundary(ax: Axes, boundary: Mapping[str, np.ndarray]) -> None:
         )  # fmt: skip
     ax.annotate("bursts forever", (0.2, 2e-3), ha="center", color=style.INK)
     ax.annotate("calm oscillation", (0.06, 6e-2), ha="center", color=style.INK)
-    ax.set(xscale="log", yscale="log", xlim=(delta[0], delta[-1]), ylim=(bottom, top), xlabel="1 - b1", ylabel="1 - b2")
+    ax.set(xscale="log", yscale="log", xlim=(delta[0], delta[-1]), ylim=(bottom, top), xlabel="1 − β₁", ylabel="1 − β₂")
     ticks = [0.05, 0.1, 0.2, 0.3]
     ax.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
     ax.xaxis.set_minor_locator(NullLocator())
@@ -134,11 +134,11 @@ def _cycles(ax: Axes, b1: np.ndarray, b2: np.ndarray, measured: np.ndarray) -> N
         mine = b2 == value
         ax.plot(
             b1[mine], measured[mine], marker, color=color, markersize=3.8, markeredgecolor=style.INK, linestyle="none",
-            markeredgewidth=0.4, label=f"b2 = {value:g}",
+            markeredgewidth=0.4, label=f"β₂ = {value:g}",
         )  # fmt: skip
     edge = float(adaptive.two_cycle_critical_momentum(0.999))
     ax.annotate(
-        f"b2 = 0.999: stable below b1 = {edge:.3f}",
+        f"β₂ = 0.999: stable below β₁ = {edge:.3f}",
         (edge, 1),
         (6, -8),
         textcoords="offset points",
@@ -146,5 +146,5 @@ def _cycles(ax: Axes, b1: np.ndarray, b2: np.ndarray, measured: np.ndarray) -> N
         color=style.GREY,
     )
     ax.legend(frameon=False, fontsize=style.SMALL, loc="upper left", handletextpad=0.2)
-    ax.set(xlabel="b1", ylabel="growth per step beside the two-cycle", xlim=(0, 1))
+    ax.set(xlabel="β₁", ylabel="growth per step beside the two-cycle", xlim=(0, 1))
     ax.set_title("The edge attracts RMSprop and repels Adam", loc="left")

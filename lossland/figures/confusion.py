@@ -31,7 +31,7 @@ def confusion_figure(
     order = np.argsort(np.asarray(held_out), kind="stable")
     split = int(np.sum(~np.asarray(held_out)))
     with style.house_style():
-        figure = Figure(figsize=(2 * style.WIDTH, 0.75 + 0.16 * (len(planted) + 9)), layout="constrained")
+        figure = Figure(figsize=(2 * style.WIDTH, 0.75 + 0.135 * (len(planted) + 10)), layout="constrained")
         head(figure, "The cause that was planted, and the cause that was named", note)
         ax = figure.subplots()
         _cells(ax, counts[order], split)

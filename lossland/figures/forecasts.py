@@ -18,7 +18,7 @@ LABELS = {
 LOOKS = {
     "forecast": (style.CURVE_COLORS[2], "-", "o"),
     "gradient_curvature": (style.CURVE_COLORS[1], (0, (5, 1.6)), "s"),
-    "update_norm": (style.CURVE_COLORS[0], (0, (1, 1)), "^"),
+    "update_norm": (style.CURVE_COLORS[0], style.CURVE_STYLES[2], "^"),
 }
 LEAST_RATE, SHOWN = 1e-3, 200
 

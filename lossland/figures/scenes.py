@@ -18,11 +18,9 @@ FLOOR = 1e-6
 """Densities below this share of the highest are not drawn."""
 BULK = 1.0
 """Eigenvalues are drawn on a linear scale up to this size, on a logarithmic one beyond."""
-
-
 TICKS = (-1000, -100, -10, 0, 10, 100, 1000)
-ON_WHITE: dict[str, Any] = {"frameon": True, "facecolor": "white", "edgecolor": "none", "framealpha": 0.9}
-"""A legend that lines may run behind."""
+KEY: dict[str, Any] = {"frameon": False, "fontsize": style.SMALL, "handlelength": 1.8, "labelspacing": 0.2}
+"""A legend above the lines: the axes leave room for it."""
 
 
 def plot_densities(ax: Axes, densities: Mapping[str, xr.Dataset]) -> None:
@@ -38,14 +36,14 @@ def plot_densities(ax: Axes, densities: Mapping[str, xr.Dataset]) -> None:
         for (label, one), (color, line) in zip(densities.items(), looks, strict=False):
             shown = one["density"].where(one["density"] > FLOOR * top)
             ax.plot(one["eigenvalue"], shown, color=color, linestyle=line, linewidth=1, label=label)
-        ax.set(yscale="log", xlabel="eigenvalue", ylabel="density", ylim=(FLOOR * top, 3 * top))
+        ax.set(yscale="log", xlabel="eigenvalue", ylabel="density", ylim=(FLOOR * top, 200 * top))
         ax.set_xscale("symlog", linthresh=BULK)
         shown = [one["eigenvalue"].values[one["density"].values > FLOOR * top] for one in densities.values()]
         low, high = min(map(np.min, shown)), max(map(np.max, shown))
         ax.set(xlim=(min(1.2 * low, -BULK), 1.2 * high))
         ax.set_xticks([tick for tick in TICKS if 1.2 * low <= tick <= 1.2 * high])
         ax.minorticks_off()
-        ax.legend(**ON_WHITE, fontsize=style.SMALL, loc="upper right", handlelength=1.8, labelspacing=0.2)
+        ax.legend(**KEY, loc="upper right")
         style.dress(ax)
 
 
@@ -63,7 +61,7 @@ def landscapes_figure(scenes: Mapping[str, Mapping[str, Any]]) -> Figure:
         for (one, two, three, four), (title, scene) in zip(rows, scenes.items(), strict=True):
             plot_line(one, dict(scene["lines"]), dict(scene["curvatures"]))
             one.set(xlabel="distance", ylim=(0, 1.9 * one.get_ylim()[1]))
-            one.legend(**ON_WHITE, fontsize=style.SMALL, loc="upper center", handlelength=1.8, labelspacing=0.2)
+            one.legend(**KEY, loc="upper center")
             plot_plane(two, scene["trajectory"])
             two.set(xlabel=scene["axes"][0], ylabel=scene["axes"][1])
             plot_plane(three, scene["plane"])

@@ -22,7 +22,7 @@ CURVATURES = optional(named(number()))
 
 @expects(ax=DRAWABLE, lines=LINES, curvatures=CURVATURES)
 def plot_line(ax: Axes, lines: dict[str, xr.Dataset], curvatures: dict[str, float] | None = None) -> None:
-    """Draw the loss along lines through one point; dashed, the parabola of a given curvature.
+    """Draw the loss along lines through one point; dotted, up to their highest value, parabolas of given curvatures.
 
     Args:
         ax: where to draw.
@@ -34,6 +34,9 @@ def plot_line(ax: Axes, lines: dict[str, xr.Dataset], curvatures: dict[str, floa
     """
     if not 1 <= len(lines) <= len(style.CURVE_COLORS):
         raise ValueError(f"lines: expected 1 to {len(style.CURVE_COLORS)}, got {len(lines)}")
+    finite = np.concatenate([found["loss"].values for found in lines.values()])
+    finite = finite[np.isfinite(finite)]
+    top = float(finite.max() + 0.05 * abs(finite.max())) if len(finite) else np.inf
     with style.house_style():
         for (label, found), color, dashes in zip(
             lines.items(), style.CURVE_COLORS[-len(lines) :], style.CURVE_STYLES, strict=False
@@ -45,11 +48,10 @@ def plot_line(ax: Axes, lines: dict[str, xr.Dataset], curvatures: dict[str, floa
                 at = np.interp(0.0, distance, loss)
                 slope = float(np.interp(0.0, distance, np.gradient(loss, distance)))
                 model = at + slope * distance + 0.5 * curvatures[label] * distance**2
-                ax.plot(distance, model, color=color, linestyle=(0, (1, 2)), linewidth=0.8)
-        finite = np.concatenate([found["loss"].values for found in lines.values()])
-        finite = finite[np.isfinite(finite)]
+                shown = model <= top
+                ax.plot(distance[shown], model[shown], color=color, linestyle=(0, (1, 2)), linewidth=0.8)
         if len(finite):
-            ax.set_ylim(0 if finite.min() >= 0 else None, float(finite.max()) * 1.05)
+            ax.set_ylim(0 if finite.min() >= 0 else None, top)
         units = {found["distance"].attrs.get("units", "") for found in lines.values()}
         ax.set(xlabel=f"distance, in units of the {units.pop()}" if len(units) == 1 else "distance", ylabel="loss")
         ax.legend(frameon=False, fontsize=style.TEXT, loc="best")

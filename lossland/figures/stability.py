@@ -46,22 +46,22 @@ def minibatch_law_figure(
             right.errorbar(places, ratio, errors, fmt=marker, color=color, markersize=3.5, elinewidth=0.9, **edge)
         below = {"textcoords": "offset points", "color": style.GREY, "fontsize": style.SMALL}
         limits = (
-            (noisy[0], "2 (1 - b)", sizes[-1], 3, "right"),
+            (noisy[0], "2 (1 − b)", sizes[-1], 3, "right"),
             (noisy[1], "2", sizes[-1], -8, "right"),
             (quiet[0], "2 (1 + b)", sizes[0], 3, "left"),
-            (quiet[1], "2 (1 + b) / (1 - b)", sizes[0], 3, "left"),
+            (quiet[1], "2 (1 + b) / (1 − b)", sizes[0], 3, "left"),
         )
         for value, text, place, shift, side in limits:
             middle.axhline(value, color=style.GREY, linewidth=0.6, linestyle=":", zorder=0)
             middle.annotate(text, (place, value), (0, shift), ha=side, **below)
-        left.set(yscale="log", ylabel="critical learning rate x sharpness")
+        left.set(yscale="log", ylabel="critical learning rate × sharpness")
         left.set_title("Lines: theory. Marks: measured", loc="left")
         left.legend(frameon=False, fontsize=style.SMALL, loc="upper left", handletextpad=0.2)
         middle.set(yscale="log", ylim=(noisy[0] / 2, 2 * quiet[1]), ylabel="the same, SGD = 2")
         middle.set_title("Plateaus of momentum b = 0.9", loc="left")
         right.axhspan(-2, 2, color=style.OUTCOME_COLORS["never_rises"], zorder=0)
         right.axhline(0, color=style.INK, linewidth=0.7)
-        right.set(ylabel="measured / predicted - 1 (%)", ylim=(-4, 4))
+        right.set(ylabel="measured / predicted − 1 (%)", ylim=(-4, 4))
         right.set_title("Error and 95 % interval; band: 2 %", loc="left")
         shown = sizes[:: 2 if len(sizes) > 5 else 1]
         for ax in (left, middle, right):

@@ -11,7 +11,7 @@ PIXELS, COLOURS, BYTES = 1400, (128, 64, 32), 200_000
 
 
 def small_copy(source: Path, target: Path) -> Path:
-    """Write a PNG figure again, at most 1400 pixels wide and in few colours; returns the target."""
+    """Write a PNG figure again, at most 1400 pixels wide and in few enough colours to stay small; return the target."""
     target.parent.mkdir(parents=True, exist_ok=True)
     with Image.open(source) as figure:
         share = min(1.0, PIXELS / figure.width)

@@ -5,6 +5,7 @@ Everything here is causal: a forecast at a step reads no record after it.
 
 from __future__ import annotations
 
+import json
 from statistics import NormalDist
 from typing import Any, NamedTuple
 
@@ -127,8 +128,8 @@ def forecast(
         runs: what `ll.run` returned, one run or many, with the probes "loss" and "preconditioned_mode"; or a state, one
             record of it (`runs.sel(step=...)`), whose slope is then that of a free second moment.
         at: step up to which records are read, or a list of steps; the last record if not given.
-        b1, b2: Adam's, where they are no axis of the runs: numbers, or DataArrays over axes of them. Optax's defaults
-            are 0.9 and 0.999; the runs do not tell.
+        b1, b2: Adam's: numbers, or DataArrays over axes of the runs. Those of the runs if not given, where they are an
+            axis or the factory that was given to `ll.run` has arguments of these names.
         horizon: steps ahead within which an expected spike raises the alarm.
         window: steps back from which slope and energy are taken.
         coverage: nominal coverage of the intervals.
@@ -224,6 +225,9 @@ def _argument(runs: xr.Dataset, name: str, given: Any) -> xr.DataArray:
             raise ValueError(f"{name}: expected that of the runs, which have it as an axis, got another; leave it out")
         return given if isinstance(given, xr.DataArray) else xr.DataArray(np.asarray(given, float))
     if name not in runs.coords:
+        recorded = json.loads(runs.attrs.get("optimizer_arguments", "{}"))
+        if name in recorded:
+            return xr.DataArray(float(recorded[name]))
         raise ValueError(
             f"{name}: expected an axis of the runs of that name, or its value; pass {name}=... (optax's default is "
             f"{DEFAULTS[name]})"

@@ -15,7 +15,7 @@ import numpy as np
 import optax
 
 import lossland
-from lossland import thresholds
+from lossland import strict_json, thresholds
 from lossland.optimizers import Optimizer
 from lossland.problems.problem import Problem
 from lossland.sweeps.plan import Plan
@@ -171,6 +171,9 @@ class Job:
             "problem_fingerprint": self.problem.fingerprint(),
             "loss_normalisation": f"{self.problem.normalisation} over {self.problem.num_examples} examples",
             "optimizer": re.sub(r" at 0x[0-9a-f]+", "", repr(self.optimizer)),
+            "optimizer_arguments": strict_json.dumps(
+                {name: value for name, value in self.optimizer.numbers.items() if name not in self.owners}
+            ),
             "sweep": self.sweep.to_json(),
             "sweep_fingerprint": self.sweep.fingerprint(),
             "lane_width": self.plan.lane_width,

@@ -11,7 +11,8 @@ SOURCES = ("numpy_mlp", "catapult")
 
 def scales(results: Results) -> Any:
     """Draw the stability map."""
-    return stability_map_figure(*results.arguments("numpy_mlp", "stability_map_figure", 1))
+    (runs,) = results.arguments("numpy_mlp", "stability_map_figure", 1)
+    return stability_map_figure(runs.assign_attrs(problem="network by hand"))
 
 
 def window(results: Results) -> Any:

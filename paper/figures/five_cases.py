@@ -76,7 +76,7 @@ def _keras_lstm(ax: Axes, results: Results) -> None:
         else f"{one.sizes['epoch']} epochs are\ntoo few for it to rise"
     )
     ax.set_title(f"3. LSTM: {cause}", loc="left")
-    ax.legend(frameon=False, loc="upper right", fontsize=style.SMALL)
+    ax.legend(frameon=False, loc="lower left", fontsize=style.SMALL)
 
 
 def _course_mlp(ax: Axes, results: Results) -> None:
@@ -93,11 +93,11 @@ def _rnn_sequences(ax: Axes, results: Results) -> None:
     ax.plot(one["step"], one["loss"], color=style.INK, linewidth=0.9, label="loss")
     ax.plot(one["step"], one["accuracy"], color=REPORTED, linewidth=1.1, linestyle=(0, (5, 1.6)), label="accuracy")
     ax.axhline(0.9, color=style.GREY, linewidth=0.6, linestyle=":")
-    ax.set(xlabel="step", ylabel="loss, accuracy")
+    ax.set(xlabel="step", ylabel="loss, accuracy", ylim=(None, 1.3 * float(one["loss"].max())))
     known = "gradient_jump_median" in results.targets("rnn_sequences")
     words = "gradients\nexplode within a step" if known else "learns,\nthen its loss rises"
     ax.set_title(f"4. Recurrent classifier: {words}", loc="left")
-    ax.legend(frameon=False, loc="center right")
+    ax.legend(frameon=False, loc="upper right", ncols=2, borderaxespad=0.1)
 
 
 PARTS = {"": whole}

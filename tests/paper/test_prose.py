@@ -7,7 +7,7 @@ import pytest
 from experiments.catalogue import STEMS, experiment
 from paper import draw, numbers, prose
 from paper.claims import audit, claims
-from paper.sources import PAPER, Results
+from paper.sources import BENCHMARKS, PAPER, Results
 
 TEXT = (PAPER / "main.tex").read_text(encoding="utf-8")
 DOCUMENT = r"\begin{document}" + "\n{}\n" + r"\end{document}"
@@ -92,6 +92,50 @@ class TestMacros:
     def test_significant_digits(self, value, digits, shown):
         assert numbers.scientific(value, digits) == shown
 
+    @pytest.mark.parametrize(
+        ("style", "value", "shown"),
+        [
+            ("upto", 2.4692e-6, r"\ensuremath{2.5\times10^{-6}}"),
+            ("upto", 0.00852, "0.0086"),
+            ("upto", 0.0085, "0.0085"),
+            ("upto", 9.91, "10"),
+            ("upto", 0, "0"),
+            ("uptopercent", 0.0011712, r"0.12\,\%"),
+            ("uptopercent", 0.012, r"1.2\,\%"),
+            ("percent", 0.9788, r"98\,\%"),
+            ("percent", 1.0, r"100\,\%"),
+            ("percent", 0.99879, r"99.9\,\%"),
+            ("percent", 0.0004, r"0.04\,\%"),
+            ("percent", 0, r"0\,\%"),
+            ("percent", [0.5, 1.0], r"50\,\% to 100\,\%"),
+            ("permille", 0.99996, r"99.996\,\%"),
+        ],
+    )
+    def test_bounds_are_rounded_up_and_shares_not_to_none_or_all(self, style, value, shown):
+        assert numbers.STYLES[style](value) == shown
+
+    def test_what_is_called_a_bound_is_written_as_one(self):
+        """After "at most", "within" and "to a relative" no number is rounded to the nearest."""
+        text = " ".join(TEXT.split())
+        found = re.findall(
+            r"(?:by at most|at most|within(?: a relative)?|to a relative) \\val(?:\[(\w*)\])?\{([^}]+)\}", text
+        )
+        assert len(found) >= 5
+        assert [key for style, key in found if style not in ("upto", "uptopercent")] == []
+
+    @pytest.mark.parametrize(
+        ("name", "words"),
+        [
+            ("adam_b1_0_95_median", "adam b1 0.95 median"),
+            ("rate_0_01_falls_smoothly", "rate 0.01 falls smoothly"),
+            ("onset_width_64", "onset width 64"),
+            ("claim_a", "claim a: the rate is too high"),
+            ("claim_b", "claim b"),
+        ],
+    )
+    def test_targets_are_named_in_words(self, name, words):
+        assert numbers.described(name, [{"letter": "a", "text": "the rate is too high"}]) == words
+
 
 class TestCaptions:
     @pytest.mark.parametrize("files", [files for files, _ in prose.figures(TEXT)], ids=lambda files: files[0])
@@ -101,7 +145,8 @@ class TestCaptions:
         assert made, "a caption says how its figure was made"
         stems = {stem for stem in draw.stems() if any(re.fullmatch(rf"{stem}(_[a-z]+)?", file) for file in files)}
         assert stems, f"{files} are drawn by no script"
-        assert made <= {source for stem in stems for source in (*draw.script(stem).SOURCES, "benchmarks/sweeps")}
+        benchmarks = {f"benchmarks/{path.stem}" for path in BENCHMARKS.glob("*.json")}
+        assert made <= {source for stem in stems for source in draw.script(stem).SOURCES} | benchmarks
 
     def test_every_source_of_a_figure_is_named(self):
         made = set(re.findall(r"\\made\{([^}]+)\}", " ".join(prose.captions(TEXT))))
@@ -155,6 +200,12 @@ class TestClaims:
 
         text = r"\begin{abstract}We claim \val[int]{s.n} things.\end{abstract}"
         assert audit(Judged(), text, [{"words": "We claim", "targets": ["s.n"]}]) == wrong
+
+    def test_a_number_is_proven_in_its_own_sentence(self, results):
+        text = r"\begin{abstract}We claim it. Others give \val{catapult.onset_width_64} of it.\end{abstract}"
+        claim = {"words": "We claim", "targets": ["catapult.onset_width_64"]}
+        assert audit(results, text, [claim | {"words": "Others give"}]) == []
+        assert len(audit(results, text, [claim])) == 1
 
     def test_a_claim_that_is_not_made_and_a_number_that_proves_none(self, results):
         listed = [*claims()[1:], {"words": "it makes coffee", "targets": claims()[1]["targets"]}]

@@ -172,6 +172,19 @@ class TestForecast:
         assert found["rate"].dims == ("b2", "seed", "at")
         np.testing.assert_allclose(found["rate"].isel(at=0, seed=0), -np.log([0.999, 0.99]) / 2)
 
+    def test_hyperparameters_come_from_the_optimizer_of_the_runs(self):
+        sweep = ll.Sweep({"learning_rate": [0.01]}, 2, 60, every=1)
+        problem = ll.problems.named("linear_regression")
+        probes = ["loss", "preconditioned_mode"]
+        runs = ll.run(problem, ll.Optimizer(optax.adam, b1=0.8), sweep, probes=probes, progress=False)
+        known = ll.forecast(runs)
+        for name in VARIABLES:
+            np.testing.assert_array_equal(known[name], ll.forecast(runs, b1=0.8, b2=0.999)[name], err_msg=name)
+        swept = ll.Sweep({"learning_rate": [0.01], "b1": [0.8]}, 1, 20, every=1)
+        runs = ll.run(problem, optax.adam, swept, probes=probes, progress=False)
+        with pytest.raises(ValueError, match="b1: expected an axis"):
+            ll.forecast(runs.isel(b1=0, drop=True))  # the default is not what was run
+
     def test_bad_input_is_refused_with_the_fix(self):
         runs = made()
         for message, changed, arguments in (
