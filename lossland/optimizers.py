@@ -137,7 +137,7 @@ class Optimizer:
 
     @property
     def numbers(self) -> dict[str, float]:
-        """Arguments that are plain numbers: those decided, and the factory's defaults of those still open."""
+        """Arguments that are plain numbers, those decided and the factory's defaults of those still open."""
         defaults = {name: one.default for name, one in inspect.signature(self.factory).parameters.items()}
         plain = (bool, int, float, np.bool_, np.integer, np.floating)
         known = (defaults | self.arguments).items()
