@@ -76,9 +76,9 @@ def _second_core(work: str, before: str = "") -> Reason:
         if row is None:
             return f"{before}what the second core is worth here was not measured"
         worth = row["second_core"]
-        told = f"{before}a second core is worth {worth['lossland']:.2f} of one to this work on this machine"
+        told = f"{before}on this machine a second core makes this work {worth['lossland']:.2f} times as fast"
         if "naive" in worth:
-            told += f" and {worth['naive']:.2f} to the naive way"
+            told += f", the naive way {worth['naive']:.2f} times"
         if ratio := row.get("times_naive", {}).get("1"):
             told += f"; on one core the ratio is {ratio:.2f}"
         return told
