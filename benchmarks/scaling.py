@@ -134,7 +134,7 @@ def processes(fast: bool) -> list[dict[str, Any]]:
     found, first = [], 0.0
     for workers in (1, 2):
         with (
-            LocalCluster(workers, threads_per_worker=1, processes=True, dashboard_address=None) as cluster,
+            LocalCluster(n_workers=workers, threads_per_worker=1, processes=True, dashboard_address=None) as cluster,
             Client(cluster) as client,
         ):
             for core, worker in zip(sorted(os.sched_getaffinity(0)), cluster.workers.values(), strict=False):
