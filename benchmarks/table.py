@@ -97,13 +97,14 @@ def _compiled(name: str) -> Reason:
     return reason
 
 
-def _monitor(work: str, optimizer: str, way: str) -> Callable[[dict[str, Any]], float | None]:
-    def read(results: dict[str, Any]) -> float | None:
-        rows = results["monitor"].get("rows", [])
-        wanted = (work, optimizer, way)
-        return next((row["ratio"] for row in rows if (row["work"], row["optimizer"], row["way"]) == wanted), None)
+def _monitored(results: dict[str, Any], *wanted: str) -> dict[str, Any] | None:
+    """What was measured of a work, an optimizer and a way of stepping."""
+    rows = results["monitor"].get("rows", [])
+    return next((row for row in rows if (row["work"], row["optimizer"], row["way"]) == wanted), None)
 
-    return read
+
+def _monitor(*wanted: str) -> Callable[[dict[str, Any]], float | None]:
+    return lambda results: row["ratio"] if (row := _monitored(results, *wanted)) else None
 
 
 def _same_bits(results: dict[str, Any]) -> float | None:
@@ -111,10 +112,10 @@ def _same_bits(results: dict[str, Any]) -> float | None:
     return sum(row["same_bits"] for row in rows) / len(rows) if rows else None
 
 
-def _monitor_reason(work: str, optimizer: str, way: str) -> Reason:
+def _monitor_reason(*wanted: str) -> Reason:
     def reason(results: dict[str, Any]) -> str:
-        wanted = (work, optimizer, way)
-        row = next(row for row in results["monitor"]["rows"] if (row["work"], row["optimizer"], row["way"]) == wanted)
+        row = _monitored(results, *wanted)
+        assert row is not None, "a row is missed where it was measured"
         return (
             f"{row['extra_microseconds']:.0f} µs on a step of {row['plain_microseconds']:.0f} µs: what is measured has "
             "to be written to memory, where training alone fuses it away"

@@ -18,6 +18,7 @@ from lossland import strict_json
 from lossland.arguments import FLAG, OPTIMIZER, calling, check, count, expects, number, optional
 from lossland.diagnosis.causes import Cause
 from lossland.diagnosis.events import FACTOR
+from lossland.diagnosis.loss_curves import LEAST, OVERSHOT, SLOWER, TAIL, LossCurve
 from lossland.diagnosis.observation import recorded_losses
 from lossland.thresholds import threshold
 from lossland.thresholds.certificate import Certificate
@@ -30,26 +31,20 @@ OPTIMIZERS = {
     "adam": (optax.adam, {}),
     "adamw": (optax.adamw, {}),
 }
-LEAST = 4  # losses below which nothing can be said
-ROUNDING = 1e-6  # relative rise that printed digits and float32 sums make by themselves
 STEADY = 0.01  # spread of the last growth factors below which the growth is that of one mode
 RELATIVE = 0.05  # the same spread over the growth itself, as logarithms: what grows slowly agrees with anything
 ROUGH = 0.25  # that share, beyond which no curvature is read from the growth
-SLOWER = 0.9  # growth over the last third of a rise, over that of the third before, below which the rise slows down
-FAST = 1.1  # growth factor of a record that no drift makes
-TAIL = 5  # growth factors that must agree
 SMALL = 0.01  # rises that are no more, in few records, are none
 FEW = 0.1  # share of records that is few
-QUIET = 20  # records without a rise that make a spike a late one
 SMOOTH = 0.15  # correlation of neighbours about the trend above which a curve swings rather than jumps
-SPIKE = 1.5  # factor over the lowest loss before
-BRIEF = 10  # records in which a spike rises: what takes longer drifts
 FAR = 1000.0  # factor over the lowest loss that neither a score nor a loss on held-out data grows by, noisy or not
-OVERSHOT = 10.0  # last finite loss over the first from which a run diverged before it was not finite
 REVERSALS = 0.2  # share of records at which a noisy curve turns; independent draws turn at 2/3
 ON_THE_WHOLE = (
     "it rises on the whole: a score that is maximised, a loss on held-out data (overfitting) or too high a learning "
     "rate; the curve cannot tell which"
+)
+LOOK_THERE = (
+    "the parameters stayed finite: look at what was recorded there (one batch, the logarithm of 0, a skipped step)"
 )
 WITHOUT_A_FLOOR = "it falls below 0 and goes on: a loss without a lower bound, see ll.check_labels"
 LARGEST = {"float32": float(np.finfo(np.float32).max), "float64": float(np.finfo(np.float64).max)}
@@ -150,14 +145,10 @@ def explain_history(
     """
     losses = recorded_losses(losses)
     values = _checked(losses)
-    if steps_per_record < 1:
-        raise ValueError(f"steps_per_record: expected at least 1, got {steps_per_record!r}")
     if steps_per_record == 1:
         steps_per_record = _spacing(losses)
     if not isinstance(dtype, str) or dtype not in LARGEST:
         raise ValueError(f"dtype: expected {' or '.join(map(repr, LARGEST))}, got {dtype!r}")
-    if learning_rate is not None and not 0 < learning_rate < np.inf:
-        raise ValueError(f"learning_rate: expected a number above 0, got {learning_rate!r}")
     certificate = _certificate(optimizer, learning_rate, hyperparameters)
     finite = np.isfinite(values)
     count = len(values) if finite.all() else int(np.argmin(finite))
@@ -171,7 +162,7 @@ def explain_history(
     if count < LEAST:
         assert overflow is not None
         return _begun(curve, overflow, again, tuple(untested))
-    curve_features = _Features(curve, steps_per_record)
+    curve_features = LossCurve(curve, steps_per_record)
 
     def explained(cause: Cause, confidence: float, remedies: Sequence[str] = (), **more: Any) -> HistoryExplanation:
         if overflow is not None:
@@ -194,11 +185,6 @@ def explain_history(
     return _recovering(curve_features, certificate, full_batch, explained)
 
 
-LOOK_THERE = (
-    "the parameters stayed finite: look at what was recorded there (one batch, the logarithm of 0, a skipped step)"
-)
-
-
 def _again(count: int) -> dict[str, float]:
     return {"records_finite_again": float(count)} if count else {}
 
@@ -216,96 +202,9 @@ def _begun(curve: np.ndarray, overflow: int, again: int, untested: tuple[str, ..
     return HistoryExplanation(cause, confidence, evidence, tuple(remedies), overflow_epoch=overflow, untested=untested)
 
 
-class _Features:
-    """Numbers read off a finite curve."""
-
-    def __init__(self, curve: np.ndarray, steps_per_record: int):
-        self.curve, self.steps = curve, steps_per_record
-        size = np.maximum(np.abs(curve[:-1]), np.finfo(np.float64).tiny)
-        self.rises = np.diff(curve) > ROUNDING * size
-        self.share = float(self.rises.mean())
-        with np.errstate(over="ignore"):  # above a loss of 0 every rise is infinite
-            self.largest_rise = float(np.max(np.diff(curve) / size, initial=0.0))
-        turns = np.sign(np.diff(curve))
-        self.reversals = float(np.mean(turns[1:] * turns[:-1] < 0))
-        tail = min(TAIL, len(curve) - 1)
-        positive = np.all(curve[-tail - 1 :] > 0)
-        ratios = curve[-tail:] / curve[-tail - 1 : -1] if positive else np.array([0.0])
-        self.ratios = ratios
-        self.spread = float(np.ptp(ratios) / ratios[-1]) if ratios[-1] > 0 else np.inf
-        # Exponential growth above where it began: each of the last factors above 1, and well above the lowest loss.
-        risen = bool(np.all(ratios > 1 + ROUNDING) and curve[-1] >= max(curve[0], SPIKE * curve.min()))
-        self.unsteadiness = float(np.ptp(np.log(ratios)) / np.log(ratios).mean()) if risen else np.inf
-        self.total = float(curve[-1] / curve.min()) if curve.min() > 0 else np.inf
-        self.slows = self.slows_down(SLOWER)
-        self.grows = risen and not (self.slows and (self.total < OVERSHOT or ratios[-1] < FAST))
-        self.residual = self._detrended()
-        self.alternation = _autocorrelation(self.residual, 1)
-        self.period = self._period()
-
-    def slows_down(self, share: float) -> bool:
-        """Whether the curve, from its lowest place on, rises less in its last third than that share of the third
-        before, in logarithms: as a drift and a score do, and a growing mode does not."""
-        rising = self.curve[int(np.argmin(self.curve)) :]
-        factors = np.diff(np.log(rising[rising > 0]))
-        if len(factors) < LEAST - 1:
-            return False
-        third = len(factors) // 3
-        return bool(factors[-third:].sum() < share * factors[-2 * third : -third].sum())
-
-    @property
-    def rises_on_the_whole(self) -> bool:
-        """Whether the curve ends higher than it ever was at its beginning, most of its end."""
-        quarter = max(2, len(self.curve) // 4)
-        return bool(np.median(self.curve[-quarter:]) > self.curve[:quarter].max())
-
-    def _detrended(self) -> np.ndarray:
-        """Log of the curve (or the curve, where it is not positive) less a running median over 9 records."""
-        y = np.log(self.curve) if np.all(self.curve > 0) else self.curve / (np.max(np.abs(self.curve)) or 1.0)
-        if len(y) < 12:
-            return y - np.polyval(np.polyfit(np.arange(len(y)), y, 1), np.arange(len(y)))
-        padded = np.pad(y, 4, mode="edge")
-        return (y - np.median(np.lib.stride_tricks.sliding_window_view(padded, 9), axis=1))[4:-4]
-
-    def _period(self) -> float | None:
-        """Mean distance between maxima, in steps, where these are regular."""
-        curve = self.curve
-        tops = np.flatnonzero((curve[1:-1] > curve[:-2]) & (curve[1:-1] >= curve[2:])) + 1
-        gaps = np.diff(tops)
-        if len(gaps) < 3 or gaps.std() > 0.35 * gaps.mean():
-            return None
-        return float(gaps.mean() * self.steps)
-
-    def spikes(self) -> list[int]:
-        """Records at which a loss that had fallen for at least QUIET records jumped by a factor SPIKE above its low,
-        within BRIEF records of it."""
-        found, low, since, lowest = [], self.curve[0], 0, 0
-        for place in range(1, len(self.curve)):
-            if self.curve[place] > SPIKE * low and since >= QUIET:
-                if place - lowest <= BRIEF:
-                    found.append(place)
-                low, since, lowest = self.curve[place], 0, place
-            elif self.curve[place] <= low:
-                low, since, lowest = self.curve[place], since + 1, place
-        return found
-
-    def evidence(self) -> dict[str, float]:
-        curve = self.curve
-        found = {
-            "share_of_records_that_rose": self.share,
-            "last_over_first": float(curve[-1] / curve[0]) if curve[0] else np.nan,
-            "largest_over_first": float(curve.max() / curve[0]) if curve[0] else np.nan,
-        }
-        if self.grows:
-            found["spread_of_the_last_growth_factors"] = self.spread
-        elif self.share > 0:
-            found["correlation_of_neighbours_about_the_trend"] = self.alternation
-        return {name: value for name, value in found.items() if np.isfinite(value)}
-
-
 def _growing(
     curve: np.ndarray,
-    features: _Features,
+    features: LossCurve,
     certificate: Certificate | None,
     learning_rate: float | None,
     num_examples: int | None,
@@ -347,7 +246,7 @@ def _growing(
 
 
 def _recovering(
-    features: _Features, certificate: Certificate | None, full_batch: bool | None, explained: Any
+    features: LossCurve, certificate: Certificate | None, full_batch: bool | None, explained: Any
 ) -> HistoryExplanation:
     """No growth to the end: did it rise at all, early, late, in turns, or at random?"""
     curve, rises = features.curve, features.rises
@@ -410,13 +309,6 @@ def curvature_of_growth(certificate: Certificate, growth: float) -> float:
 
 def _has_memory(certificate: Certificate) -> bool:
     return certificate.transition is not None and len(certificate.transition) > 1
-
-
-def _autocorrelation(values: np.ndarray, lag: int) -> float:
-    """Correlation of a series with itself `lag` later; 0 for a constant one."""
-    centred = values - values.mean()
-    power = float(np.dot(centred, centred))
-    return float(np.dot(centred[:-lag], centred[lag:]) / power) if power > 0 and len(values) > lag else 0.0
 
 
 def _certificate(optimizer: Any, learning_rate: float | None, hyperparameters: dict[str, Any]) -> Certificate | None:

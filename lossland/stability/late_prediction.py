@@ -11,10 +11,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from lossland.arguments import (
-    dataset,
-    expects,
-)
+from lossland.arguments import dataset, expects
 from lossland.optimizers import as_optimizer
 from lossland.problems.problem import Problem
 from lossland.stability.damping import epsilon_floor
