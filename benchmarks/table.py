@@ -68,15 +68,15 @@ def _many(other: str) -> Callable[[dict[str, Any]], float | None]:
     )
 
 
-def _second_core(work: str, before: str = "") -> Reason:
+def _second_core(work: str) -> Reason:
     """What a second core was worth to the work, and to the naive way where that was timed."""
 
     def reason(results: dict[str, Any]) -> str:
         row = results["threads"].get("rows", {}).get(work)
         if row is None:
-            return f"{before}what the second core is worth here was not measured"
+            return "what the second core is worth here was not measured"
         worth = row["second_core"]
-        told = f"{before}on this machine a second core makes this work {worth['lossland']:.2f} times as fast"
+        told = f"on this machine a second core makes this work {worth['lossland']:.2f} times as fast"
         if "naive" in worth:
             told += f", the naive way {worth['naive']:.2f} times"
         if ratio := row.get("times_naive", {}).get("1"):
@@ -134,6 +134,28 @@ def _monitor_rows() -> tuple[Row, ...]:
     )  # fmt: skip
 
 
+def _warm_products(results: dict[str, Any]) -> str:
+    near, far = (results["curvature"]["a"]["rows"][f"ours warm, {gap} steps"]["products"] for gap in (5, 10))
+    return f"the tolerance of 1e-4 takes {near} products even from there, and {far} from 10 steps before"
+
+
+def _products_in_gradients(results: dict[str, Any]) -> str:
+    found = results["curvature"]["b"]
+    products = found["rows"]["ours warm, 5 steps"]["products"]
+    return f"{products} products, each worth {found['product_in_gradients']:.3g} gradients"
+
+
+def _beside_matfree(results: dict[str, Any]) -> str:
+    ours, fixed = (results["curvature"]["c"][name]["mean_products"] for name in ("ours, mapped", "matfree 16, vmapped"))
+    told = f"{ours:.3g} products on average against its fixed {fixed:g}, which was chosen knowing the answer; "
+    return told + _second_core("top eigenvalues")(results)
+
+
+def _small_steps(results: dict[str, Any]) -> str:
+    peak = _peak("8 wide")(results)
+    return f"steps this small are overhead, not products ({peak:.1g} % of the peak); " + _second_core("8 wide")(results)
+
+
 def _of(file: str, *path: Any) -> Callable[[dict[str, Any]], float | None]:
     def read(results: dict[str, Any]) -> float | None:
         found: Any = results[file]
@@ -165,7 +187,7 @@ ROWS = (
     Row("sweeps", "unmodified flax and optax: of the peak", _peak("flax"), 50, unit="%"),
     Row("sweeps", "unmodified flax and optax: over its own vmap", _naive("flax"), 2.2),
     Row("sweeps", "networks 8 wide: over the whole grid vmapped", _naive("8 wide"), 3,
-        reason=_second_core("8 wide", "steps this small are overhead, not products (8 % of the peak); ")),
+        reason=_small_steps),
     Row("sweeps", "networks 512 wide: of the peak", _peak("512 wide"), 75, unit="%", reason=PRODUCTS),
     Row("sweeps", "early stop: time over the share of run-steps alive", _of("sweeps", "early_stop", "over_share"),
         most=1.1),
@@ -178,9 +200,9 @@ ROWS = (
     Row("curvature", "301,066: top eigenvalue, cold", _curvature("b", "rows", "ours cold", "gradients"), most=25,
         unit="g"),
     Row("curvature", "17,226: warm from 5 steps before", _curvature("a", "rows", "ours warm, 5 steps", "gradients"),
-        most=8, unit="g", reason="the tolerance of 1e-4 takes 8 products even from there, and 7 from 10 steps before"),
+        most=8, unit="g", reason=_warm_products),
     Row("curvature", "301,066: warm from 5 steps before", _curvature("b", "rows", "ours warm, 5 steps", "gradients"),
-        most=8, unit="g", reason="7 products, each worth 1.38 gradients"),
+        most=8, unit="g", reason=_products_in_gradients),
     Row("curvature", "17,226: top five", _curvature("a", "rows", "ours top 5", "gradients"), most=40, unit="g"),
     Row("curvature", "301,066: top five", _curvature("b", "rows", "ours top 5", "gradients"), most=40, unit="g"),
     Row("curvature", "17,226: solver over pure products", lambda results: 100 * _read(
@@ -190,8 +212,7 @@ ROWS = (
     Row("curvature", "301,066: sharpness every 10 steps over training, warm", _curvature(
         "b", "every_10_steps_over_training", "warm"), most=1),
     Row("curvature", "256 runs: over vmapped matfree", _many("matfree 16, vmapped"), 3,
-        reason=_second_core(
-            "top eigenvalues", "11.3 products on average against its fixed 16, which was chosen knowing the answer; ")),
+        reason=_beside_matfree),
     Row("curvature", "256 runs: over SciPy's eigsh in a loop", _many("scipy eigsh in a loop"), 4,
         reason=_second_core("top eigenvalues")),
     Row("curvature", "256 runs: over curvlinops", _many("curvlinops + eigsh in a loop"), 10),

@@ -10,9 +10,11 @@ from statistics import NormalDist
 from typing import Any, NamedTuple
 
 import numpy as np
+import optax
 import xarray as xr
 
 from lossland.arguments import NUMBERS, NUMERIC, dataset, expects, number, optional
+from lossland.optimizers import Optimizer
 from lossland.stability.arguments import decay, momentum
 from lossland.stability.mode_growth import critical_ratio, ratio_rate
 from lossland.stability.spike_lag import lag_from_state
@@ -37,7 +39,6 @@ MOST_STEPS = 1000
 BLOCK = 20_000_000
 """Runs x steps asked for x records that are worked on at a time."""
 
-DEFAULTS = {"b1": 0.9, "b2": 0.999}
 """Of optax.adam, for messages."""
 RECORDS = ("preconditioned_sharpness", "mode_energy", "mode_gradient", "mode_update", "mode_refill")
 VARIABLES = {
@@ -230,7 +231,7 @@ def _argument(runs: xr.Dataset, name: str, given: Any) -> xr.DataArray:
             return xr.DataArray(float(recorded[name]))
         raise ValueError(
             f"{name}: expected an axis of the runs of that name, or its value; pass {name}=... (optax's default is "
-            f"{DEFAULTS[name]})"
+            f"{Optimizer(optax.adam).numbers[name]:g})"
         )
     return runs[name].reset_coords(drop=True)
 
